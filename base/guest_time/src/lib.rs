@@ -1,0 +1,219 @@
+//! `GuestClock`: all guest time comes from here. Devices and software engines never read host time.
+//!
+//! Guest nanoseconds start at 0 when the machine is powered on, stand still while it is paused, go on
+//! from the saved value after a restore, and may run slower than the host (`rate`). They never go back.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use sync::Mutex;
+
+/// Nanoseconds of guest time.
+pub type GuestNs = u64;
+
+/// The host's monotonic clock.
+pub trait HostTime: Send + Sync {
+    /// Nanoseconds since any fixed moment; never goes back.
+    fn now_ns(&self) -> u64;
+    /// Seconds since 1970 in the host's wall clock (UTC), with nanoseconds: for the RTC and kvmclock.
+    fn wall_ns(&self) -> u64;
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    /// Guest time at `host_base`.
+    guest_base: GuestNs,
+    /// Host time when the clock last started (or 0 while paused).
+    host_base: u64,
+    running: bool,
+    /// Guest nanoseconds per host nanosecond: numerator and denominator.
+    rate: (u32, u32),
+}
+
+impl State {
+    fn at(&self, host_now: u64) -> GuestNs {
+        if !self.running {
+            return self.guest_base;
+        }
+        let elapsed = host_now.saturating_sub(self.host_base);
+        let scaled = u128::from(elapsed) * u128::from(self.rate.0) / u128::from(self.rate.1);
+        self.guest_base.saturating_add(scaled as u64)
+    }
+}
+
+struct Inner {
+    host: Box<dyn HostTime>,
+    state: Mutex<State>,
+}
+
+/// See the module's header. Clones are the same clock.
+#[derive(Clone)]
+pub struct GuestClock(Arc<Inner>);
+
+impl GuestClock {
+    /// A paused clock at 0.
+    pub fn new(host: Box<dyn HostTime>) -> Self {
+        let state = State { guest_base: 0, host_base: 0, running: false, rate: (1, 1) };
+        Self(Arc::new(Inner { host, state: Mutex::new(state) }))
+    }
+
+    /// Guest time now.
+    pub fn now(&self) -> GuestNs {
+        let state = *self.0.state.lock();
+        if !state.running {
+            return state.guest_base;
+        }
+        state.at(self.0.host.now_ns())
+    }
+
+    /// The host's wall clock (UTC) in nanoseconds since 1970.
+    pub fn wall_ns(&self) -> u64 {
+        self.0.host.wall_ns()
+    }
+
+    /// How many host nanoseconds from now the guest time `at` comes; 0 if it has passed, `None` while
+    /// paused.
+    pub fn host_ns_until(&self, at: GuestNs) -> Option<u64> {
+        let state = *self.0.state.lock();
+        if !state.running {
+            return None;
+        }
+        let ahead = at.saturating_sub(state.at(self.0.host.now_ns()));
+        let host = u128::from(ahead) * u128::from(state.rate.1);
+        Some(host.div_ceil(u128::from(state.rate.0)).min(u128::from(u64::MAX)) as u64)
+    }
+
+    /// Whether time passes.
+    pub fn is_running(&self) -> bool {
+        self.0.state.lock().running
+    }
+
+    /// Stops guest time.
+    pub fn pause(&self) {
+        let now = self.0.host.now_ns();
+        let mut state = self.0.state.lock();
+        state.guest_base = state.at(now);
+        state.running = false;
+    }
+
+    /// Lets guest time go on.
+    pub fn resume(&self) {
+        let now = self.0.host.now_ns();
+        let mut state = self.0.state.lock();
+        if !state.running {
+            state.host_base = now;
+            state.running = true;
+        }
+    }
+
+    /// Guest nanoseconds per host nanosecond, as a fraction; zeroes count as one.
+    pub fn set_rate(&self, numerator: u32, denominator: u32) {
+        let now = self.0.host.now_ns();
+        let mut state = self.0.state.lock();
+        state.guest_base = state.at(now);
+        state.host_base = now;
+        state.rate = (numerator.max(1), denominator.max(1));
+    }
+
+    /// Sets a paused clock (restore). Refused (`false`) while it runs.
+    pub fn set(&self, guest: GuestNs) -> bool {
+        let mut state = self.0.state.lock();
+        if !state.running {
+            state.guest_base = guest;
+        }
+        !state.running
+    }
+}
+
+/// A one-shot timer in guest time; its owner's `Device::poll` (or what it was made for) runs once after it
+/// expires. Late, never lost; re-arming replaces the deadline.
+pub trait Timer: Send {
+    /// Fires at guest time `at` (at once if that has passed).
+    fn arm(&self, at: GuestNs);
+    /// Does not fire.
+    fn cancel(&self);
+}
+
+/// Clock and timers for tests: time moves only when told.
+pub mod manual {
+    use super::*;
+    use alloc::vec::Vec;
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    /// A host clock that a test moves.
+    #[derive(Clone, Default)]
+    pub struct ManualTime(Arc<AtomicU64>);
+
+    impl ManualTime {
+        /// A running [`GuestClock`] over a new manual clock at 0.
+        pub fn clock() -> (Self, GuestClock) {
+            let time = Self::default();
+            let clock = GuestClock::new(Box::new(time.clone()));
+            clock.resume();
+            (time, clock)
+        }
+        /// Lets `ns` pass.
+        pub fn advance(&self, ns: u64) {
+            self.0.fetch_add(ns, Ordering::SeqCst);
+        }
+    }
+
+    impl HostTime for ManualTime {
+        fn now_ns(&self) -> u64 {
+            self.0.load(Ordering::SeqCst)
+        }
+        fn wall_ns(&self) -> u64 {
+            1_700_000_000_000_000_000 + self.now_ns()
+        }
+    }
+
+    /// A timer that records what it was told. Clones share the record.
+    #[derive(Clone, Default)]
+    pub struct ManualTimer(Arc<Mutex<Vec<Option<GuestNs>>>>);
+
+    impl ManualTimer {
+        /// The deadline now, if armed.
+        pub fn deadline(&self) -> Option<GuestNs> {
+            self.0.lock().last().copied().flatten()
+        }
+    }
+
+    impl Timer for ManualTimer {
+        fn arm(&self, at: GuestNs) {
+            let mut log = self.0.lock();
+            log.clear();
+            log.push(Some(at));
+        }
+        fn cancel(&self) {
+            self.0.lock().clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stands_still_while_paused_and_scales() {
+        let (time, clock) = manual::ManualTime::clock();
+        time.advance(100);
+        assert_eq!(clock.now(), 100);
+        clock.pause();
+        time.advance(1000);
+        assert_eq!((clock.now(), clock.host_ns_until(200)), (100, None));
+        clock.resume();
+        clock.set_rate(1, 8);
+        time.advance(80);
+        assert_eq!(clock.now(), 110);
+        assert_eq!(clock.host_ns_until(111), Some(8));
+        assert_eq!(clock.host_ns_until(5), Some(0));
+        assert!(!clock.set(7));
+        clock.pause();
+        assert!(clock.set(7));
+        assert_eq!(clock.now(), 7);
+    }
+}

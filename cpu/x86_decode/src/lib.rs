@@ -1,0 +1,60 @@
+//! Decoding of guest instructions: iced-x86, and what the guest's CPU model allows of it.
+//!
+//! Called by the lowering of `x86_emulate` and by the translator. An instruction whose CPUID feature the
+//! guest does not have decodes as the processor without it would: #UD, or the older instruction that
+//! shares the encoding (TZCNT without BMI1 is BSF, LZCNT without LZCNT is BSR).
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod features;
+
+pub use features::allowed;
+pub use iced_x86::{
+    Code, ConditionCode, CpuidFeature, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register,
+    RflagsBits,
+};
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use x86_defs::cpuid::{Feature, FeatureSet};
+
+/// Longest instruction in bytes.
+pub const MAX_LENGTH: usize = 15;
+
+/// What decoding gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A valid instruction that the CPU model has.
+    Instruction(Instruction),
+    /// Invalid, or hidden by the CPU model: #UD.
+    Invalid,
+    /// Longer than 15 bytes: #GP(0).
+    TooLong,
+    /// More bytes are needed (they may be on a page that faults).
+    NeedMore,
+}
+
+/// Decodes the instruction at the start of `bytes`, which lie at `ip`. `bitness` is 16, 32 or 64.
+pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Decoded {
+    let bytes = &bytes[..bytes.len().min(MAX_LENGTH)];
+    let mut decoder = Decoder::with_ip(bitness, bytes, ip, decoder_options(features));
+    let instruction = decoder.decode();
+    if instruction.is_invalid() {
+        return match decoder.last_error() {
+            DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Decoded::NeedMore,
+            DecoderError::NoMoreBytes => Decoded::TooLong,
+            _ => Decoded::Invalid,
+        };
+    }
+    if allowed(&instruction, features) { Decoded::Instruction(instruction) } else { Decoded::Invalid }
+}
+
+fn decoder_options(features: FeatureSet) -> u32 {
+    let mut options = DecoderOptions::NONE;
+    if !features.has(Feature::Bmi1) {
+        options |= DecoderOptions::NO_MPFX_0FBC;
+    }
+    if !features.has(Feature::Lzcnt) {
+        options |= DecoderOptions::NO_MPFX_0FBD;
+    }
+    options
+}

@@ -1,0 +1,1 @@
+//! Device traits, buses and interrupt lines.
