@@ -9,3 +9,5 @@
 #![deny(unsafe_code)]
 
 pub mod ram;
+pub mod serial;
+pub mod wake;

@@ -31,7 +31,9 @@ pub enum RamBacking {
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The size is zero, not a multiple of the page size, or does not fit the address space.
-    #[error("guest RAM of {bytes} bytes: the size must be a positive multiple of {page} bytes that fits the address space")]
+    #[error(
+        "guest RAM of {bytes} bytes: the size must be a positive multiple of {page} bytes that fits the address space"
+    )]
     Size {
         /// What was asked for.
         bytes: u64,
@@ -89,7 +91,7 @@ impl RamMapping {
         let page = rustix::param::page_size();
         let size_error = RamError::Size { bytes, page: page as u64 };
         let len = match usize::try_from(bytes) {
-            Ok(len) if len > 0 && len % page == 0 && len < isize::MAX as usize - 2 * page => len,
+            Ok(len) if len > 0 && len.is_multiple_of(page) && len < isize::MAX as usize - 2 * page => len,
             _ => return Err(size_error),
         };
         let reserve = |source: Errno| RamError::Reserve { bytes, source: source.into() };
@@ -170,7 +172,7 @@ impl RamMapping {
     pub fn discard(&self, range: Range<u64>) -> Result<(), RamError> {
         let page = self.page as u64;
         let bytes = self.len as u64;
-        let whole = range.start % page == 0 && range.end % page == 0;
+        let whole = range.start.is_multiple_of(page) && range.end.is_multiple_of(page);
         if !whole || range.start > range.end || range.end > bytes {
             return Err(RamError::Range { start: range.start, end: range.end, bytes });
         }
@@ -308,11 +310,14 @@ mod tests {
 
     #[test]
     fn wrong_sizes_and_ranges_are_refused() {
-        for bytes in [0, 1, 4095, u64::MAX, u64::MAX & !4095] {
-            assert!(matches!(RamMapping::map(bytes, RamBacking::Memfd), Err(RamError::Size { .. })), "{bytes}");
+        for bytes in [0, 1, 4095, u64::MAX, !4095] {
+            assert!(
+                matches!(RamMapping::map(bytes, RamBacking::Memfd), Err(RamError::Size { .. })),
+                "{bytes}"
+            );
         }
         let ram = RamMapping::map(1 << 20, RamBacking::Memfd).unwrap();
-        for range in [1..4096, 0..4095, 0..(1 << 20) + 4096, 8192..4096] {
+        for range in [1..4096, 0..4095, 0..(1 << 20) + 4096, Range { start: 8192, end: 4096 }] {
             assert!(matches!(ram.discard(range), Err(RamError::Range { .. })));
         }
     }
