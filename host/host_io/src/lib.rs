@@ -8,6 +8,8 @@
 //! - `unsafe` stands only around system calls that rustix does not make safe, each with its reason.
 #![deny(unsafe_code)]
 
+pub mod block_store;
+pub mod file_lock;
 pub mod ram;
 pub mod serial;
 pub mod wake;

@@ -209,7 +209,7 @@ mod tests {
             "panic-elsewhere" => _ = std::thread::spawn(|| panic!("on purpose")).join(),
             "abort" => std::process::abort(),
             // SAFETY: not at all: the fault is the point, and this is a child process made for it.
-            "fault" => _ = unsafe { ptr::read_volatile(8 as *const u64) },
+            "fault" => _ = unsafe { ptr::read_volatile(ptr::dangling::<u64>()) },
             signal => {
                 // SAFETY: sends a signal to ourselves.
                 unsafe { libc::raise(signal.parse().unwrap()) };

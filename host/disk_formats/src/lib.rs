@@ -1,0 +1,52 @@
+//! disk_formats: opens disk images for a VM and says which disk they are.
+//!
+//! Called by: `vmm` (disks of a VM, overlays for `save --continue`, the identity check of `restore`).
+//!
+//! Invariants:
+//! - An image is never probed: qcow2 only by `format=` or by its file name, everything else is raw. A guest that writes
+//!   a qcow2 header into its raw disk changes nothing.
+//! - Files that an image names (backing files) are opened only when the allow-list has them.
+//! - An image file is hostile input: its header is validated before anything is allocated for it.
+//! - A writable image is locked against every other user (see `host_io::file_lock`).
+#![forbid(unsafe_code)]
+
+mod error;
+mod identity;
+mod raw;
+mod spec;
+
+use std::path::Path;
+
+pub use error::DiskError;
+pub use host_io::block_store::BlockStore;
+pub use identity::DiskIdentity;
+pub use spec::{DiskSpec, Format};
+
+/// An open disk image. Content is reached through `BlockStore`.
+pub trait Disk: BlockStore + std::fmt::Debug {
+    /// The image's format.
+    fn format(&self) -> Format;
+
+    /// The path it was opened by.
+    fn path(&self) -> &Path;
+
+    /// Which disk this is, and in which state; equal identities mean equal content. Exact once `flush` has returned.
+    fn identity(&self) -> Result<DiskIdentity, DiskError>;
+
+    /// Freezes this disk and goes on in a new qcow2 image at `overlay` that is based on it: everything so far is
+    /// flushed and stays as it is (further writes here are refused), the returned disk holds what changes from now on.
+    /// When it fails, this disk is as writable as before and no overlay is left.
+    fn create_overlay(&self, overlay: &Path) -> Result<Box<dyn Disk>, DiskError>;
+}
+
+/// Opens the image that `spec` names.
+pub fn open(spec: &DiskSpec) -> Result<Box<dyn Disk>, DiskError> {
+    match spec.resolved_format() {
+        Format::Raw => Ok(Box::new(raw::RawDisk::open(spec)?)),
+        Format::Qcow2 => Err(DiskError::Unsupported {
+            path: spec.path.clone(),
+            what: "qcow2".into(),
+            way_out: "convert it with qemu-img convert -O raw".into(),
+        }),
+    }
+}
