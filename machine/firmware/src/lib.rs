@@ -8,4 +8,8 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod direct_boot;
+mod segment;
+
+pub use segment::Segment;

@@ -170,8 +170,26 @@ pub mod irq {
     pub const PIRQ_GSI: u32 = 16;
     /// PIRQ lines A to H.
     pub const PIRQS: u8 = 8;
-    /// ISA interrupts a PIRQ may be routed to.
-    pub const PIRQ_ISA_CHOICES: [u8; 6] = [3, 5, 6, 7, 10, 11];
+    /// ISA interrupts a PIRQ may be routed to (PIC mode).
+    pub const PIRQ_ISA_CHOICES: [u8; 3] = [5, 10, 11];
+    /// Where a BIOS would have routed PIRQA to PIRQH: what the machine writes into the routing
+    /// registers before a direct boot.
+    pub const PIRQ_ISA_DEFAULT: [u8; 8] = [10, 10, 11, 11, 10, 10, 11, 11];
+
+    /// The PIRQ line (0 is A) of interrupt pin `pin` (0 is INTA) of a device on the root bus.
+    pub const fn pirq_of(device: u8, pin: u8) -> u8 {
+        (device.wrapping_add(pin)) % PIRQS
+    }
+}
+
+/// Power management.
+pub mod power {
+    /// SLP_TYP that turns the machine off.
+    pub const SLEEP_TYPE_S5: u8 = 5;
+    /// What to write to [`super::port::RESET`] for a reset.
+    pub const RESET_VALUE: u8 = 0x06;
+    /// CMOS byte of the century.
+    pub const RTC_CENTURY: u8 = 0x32;
 }
 
 /// PCI slots of the root bus that are not the user's.

@@ -22,6 +22,7 @@ mod pvh;
 pub use cpu::{BootCpu, BootMode};
 pub use error::{DirectBootError, FileRole};
 
+use crate::Segment;
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use guest_memory::Gpa;
@@ -58,17 +59,6 @@ pub struct BootFiles<'a> {
     pub initrd: Option<&'a [u8]>,
     /// The kernel command line.
     pub command_line: &'a str,
-}
-
-/// Bytes that belong at a guest-physical address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment<'a> {
-    /// Where the first byte goes.
-    pub gpa: Gpa,
-    /// The bytes; those of kernel and RAM disk are borrowed, not copied.
-    pub bytes: Cow<'a, [u8]>,
-    /// Zeros to write after the bytes (an ELF segment's bss).
-    pub zeros_after: u64,
 }
 
 /// Which protocol the kernel file asked for.

@@ -1,7 +1,7 @@
 //! Where boot segments go: claims that must be RAM and must not meet.
 
-use super::Segment;
 use super::error::{DirectBootError, FileRole};
+use crate::Segment;
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use guest_memory::Gpa;
