@@ -1,0 +1,17 @@
+//! One machine: a partition of some engine and the devices around it.
+//!
+//! Called by whoever owns the vCPU threads (`vmm` on a host, `metal` without one). The machine is wired
+//! once, in [`build`], for every engine and every ground; the world comes in through [`HostServices`].
+//!
+//! - [`lifecycle`]: what a machine is doing and what it may do next; a queue of requests.
+//! - [`host`]: what a machine needs from the ground it stands on.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod host;
+pub mod lifecycle;
+
+pub use host::{DeviceSlot, HostServices};
+pub use lifecycle::{Lifecycle, Request, State, Verdict};
