@@ -10,7 +10,7 @@ mod features;
 
 pub use features::allowed;
 pub use iced_x86::{
-    Code, ConditionCode, CpuidFeature, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register,
+    Code, ConditionCode, CpuidFeature, EncodingKind, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register,
     RflagsBits,
 };
 
