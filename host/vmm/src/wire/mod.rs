@@ -1,0 +1,317 @@
+//! A VM as people write it: a TOML file, completed by the command line.
+//!
+//! Called by: the `bedplate` command, which makes a [`VmSpec`] and hands it to [`crate::launch`]; the saved-VM
+//! file, which carries one. Everything that is understood here was validated; what names files is checked when
+//! they are opened.
+//!
+//! Invariants: unknown fields are refused; `VmSpec` → TOML → `VmSpec` is the identity; a resolved spec
+//! ([`VmSpec::resolve`]) has no field whose meaning depends on the folder or the host.
+
+mod error;
+mod net;
+mod size;
+
+pub use error::SpecError;
+pub use net::{NetKind, NetSpec};
+pub use size::ByteSize;
+
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Most vCPUs that a spec may ask for; engines may give less.
+pub const MAX_CPUS: u32 = 255;
+/// Most devices of one kind.
+pub const MAX_DEVICES: usize = 24;
+
+/// Which engine runs the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The fastest that works on this host.
+    #[default]
+    Auto,
+    /// The software engine: works everywhere.
+    Soft,
+}
+
+/// What a guest's own reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReset {
+    /// The machine starts again.
+    #[default]
+    Reboot,
+    /// The VM ends.
+    Stop,
+}
+
+/// What a kernel panic seen on the serial console does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPanic {
+    /// The VM ends.
+    #[default]
+    Stop,
+    /// Nothing.
+    Keep,
+}
+
+/// What is booted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSpec {
+    /// bzImage, or ELF with a PVH note.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub append: String,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The image.
+    pub path: PathBuf,
+    /// `raw` or `qcow2`; left out, it goes by the file's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Refuse writes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub read_only: bool,
+    /// Ignore the guest's discards.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ignore_discard: bool,
+    /// Backing files that the image may name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backing: Vec<PathBuf>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A whole VM. See `docs/guide` for an example file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmSpec {
+    /// Its name: letters, digits, `-`, `_` and `.`; names the control socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM, a multiple of 2 MiB.
+    pub memory: ByteSize,
+    /// Named CPU model with extras, as in `x86-64-v3,+sha`.
+    pub cpu_model: String,
+    /// Engine.
+    pub engine: EngineChoice,
+    /// Guest time runs at this rate of host time, as in `1/8`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_rate: Option<String>,
+    /// On a guest's reset.
+    pub on_reset: OnReset,
+    /// On a guest kernel's panic.
+    pub on_panic: OnPanic,
+    /// virtio-rng.
+    pub rng: bool,
+    /// COM1 to COM4: `stdio`, `unix:PATH`, `file:PATH` or `none`.
+    pub serial: Vec<String>,
+    /// virtio consoles, as `serial`.
+    #[serde(rename = "console", skip_serializing_if = "Vec::is_empty")]
+    pub consoles: Vec<String>,
+    /// What is booted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootSpec>,
+    /// Disks, in the order of their names in the guest.
+    #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// Network cards.
+    #[serde(rename = "net", skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetSpec>,
+}
+
+impl Default for VmSpec {
+    fn default() -> Self {
+        Self {
+            name: None,
+            cpus: 1,
+            memory: ByteSize(1 << 30),
+            cpu_model: "x86-64-v3".into(),
+            engine: EngineChoice::Auto,
+            clock_rate: None,
+            on_reset: OnReset::Reboot,
+            on_panic: OnPanic::Stop,
+            rng: true,
+            serial: vec!["stdio".into()],
+            consoles: Vec::new(),
+            boot: None,
+            disks: Vec::new(),
+            nets: Vec::new(),
+        }
+    }
+}
+
+impl VmSpec {
+    /// Reads a spec file. Relative paths in it are relative to its folder.
+    pub fn load(path: &Path) -> Result<Self, SpecError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| SpecError::Read { path: path.into(), source })?;
+        let mut spec = Self::from_toml(&text)
+            .map_err(|source| SpecError::Toml { path: path.into(), source: Box::new(source) })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        spec.each_path(|p| *p = folder.join(&*p));
+        Ok(spec)
+    }
+
+    /// Reads a spec from text.
+    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    /// The spec as a file that `load` reads.
+    pub fn to_toml(&self) -> String {
+        // Every field is a string, number, list or table of such: TOML can hold them all.
+        toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be written as TOML: {error}\n"))
+    }
+
+    /// Checks every field that can be checked without opening files, and makes paths absolute.
+    pub fn resolve(mut self, current_folder: &Path) -> Result<Self, SpecError> {
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(SpecError::field("cpus", self.cpus, "use 1 to 255"));
+        }
+        let memory = self.memory;
+        if !memory.0.is_multiple_of(2 << 20) || memory.0 < 16 << 20 {
+            return Err(SpecError::field(
+                "memory",
+                memory,
+                "use a multiple of 2M from 16M on, as in 512M or 4G",
+            ));
+        }
+        if let Some(rate) = &self.clock_rate {
+            parse_rate(rate)?;
+        }
+        if self.serial.len() > 4 {
+            return Err(SpecError::field("serial", self.serial.len(), "the board has four serial ports"));
+        }
+        for (field, ends) in [("serial", &self.serial), ("console", &self.consoles)] {
+            for end in ends {
+                end.parse::<host_io::serial::ConsoleSpec>()
+                    .map_err(|error| SpecError::field(field, end, error.to_string()))?;
+            }
+        }
+        let on_stdio = self.serial.iter().chain(&self.consoles).filter(|end| *end == "stdio").count();
+        if on_stdio > 1 {
+            return Err(SpecError::field(
+                "serial",
+                "stdio",
+                "only one serial port or console can have the terminal",
+            ));
+        }
+        for (field, count) in
+            [("disk", self.disks.len()), ("net", self.nets.len()), ("console", self.consoles.len())]
+        {
+            if count > MAX_DEVICES {
+                return Err(SpecError::field(field, count, "at most 24 of a kind fit the board"));
+            }
+        }
+        for disk in &self.disks {
+            disk.to_disk_format()?;
+        }
+        for net in &self.nets {
+            net.check()?;
+        }
+        self.each_path(|p| *p = current_folder.join(&*p));
+        Ok(self)
+    }
+
+    fn each_path(&mut self, mut change: impl FnMut(&mut PathBuf)) {
+        if let Some(boot) = &mut self.boot {
+            change(&mut boot.kernel);
+            boot.initrd.iter_mut().for_each(&mut change);
+        }
+        for disk in &mut self.disks {
+            change(&mut disk.path);
+            disk.backing.iter_mut().for_each(&mut change);
+        }
+        for end in self.serial.iter_mut().chain(&mut self.consoles) {
+            for kind in ["unix:", "file:"] {
+                if let Some(path) = end.strip_prefix(kind) {
+                    let mut path = PathBuf::from(path);
+                    change(&mut path);
+                    *end = format!("{kind}{}", path.display());
+                }
+            }
+        }
+    }
+}
+
+/// Guest nanoseconds per host nanosecond, as a fraction.
+pub fn parse_rate(text: &str) -> Result<(u32, u32), SpecError> {
+    let (numerator, denominator) = text.split_once('/').unwrap_or((text, "1"));
+    match (numerator.trim().parse(), denominator.trim().parse()) {
+        (Ok(n @ 1..=1000), Ok(d @ 1..=1000)) => Ok((n, d)),
+        _ => Err(SpecError::field("clock_rate", text, "use a fraction of numbers from 1 to 1000, as in 1/8")),
+    }
+}
+
+/// Names become file names of sockets: nothing that could leave the folder or confuse a shell.
+pub fn check_name(name: &str) -> Result<(), SpecError> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(fine) {
+        let way_out = "use up to 64 letters, digits, `-`, `_` and `.`, not starting with a dot";
+        return Err(SpecError::field("name", name, way_out));
+    }
+    Ok(())
+}
+
+impl DiskSpec {
+    /// From the command line's `PATH[,ro][,format=…]`.
+    pub fn from_option(text: &str) -> Result<Self, SpecError> {
+        let spec: disk_formats::DiskSpec = text
+            .parse()
+            .map_err(|error: disk_formats::DiskError| SpecError::field("disk", text, error.to_string()))?;
+        Ok(Self {
+            path: spec.path,
+            format: spec.format.map(|f| format_name(f).into()),
+            read_only: spec.read_only,
+            ignore_discard: !spec.discard,
+            backing: spec.backing_allow,
+        })
+    }
+
+    /// As the disk library wants it.
+    pub fn to_disk_format(&self) -> Result<disk_formats::DiskSpec, SpecError> {
+        let format = match &self.format {
+            None => None,
+            Some(name) => {
+                Some(name.parse().map_err(|way_out| SpecError::field("disk.format", name, way_out))?)
+            }
+        };
+        if self.path.as_os_str().is_empty() {
+            return Err(SpecError::field("disk.path", "", "name the image file"));
+        }
+        let mut spec = disk_formats::DiskSpec::new(&self.path);
+        spec.format = format;
+        spec.read_only = self.read_only;
+        spec.discard = !self.ignore_discard;
+        spec.backing_allow = self.backing.clone();
+        Ok(spec)
+    }
+}
+
+fn format_name(format: disk_formats::Format) -> &'static str {
+    match format {
+        disk_formats::Format::Raw => "raw",
+        disk_formats::Format::Qcow2 => "qcow2",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! The `bedplate` command.
+#![forbid(unsafe_code)]
+
+fn main() {}
