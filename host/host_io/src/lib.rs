@@ -8,7 +8,10 @@
 //! - `unsafe` stands only around system calls that rustix does not make safe, each with its reason.
 #![deny(unsafe_code)]
 
+pub mod block_pool;
 pub mod block_store;
+pub mod clock;
+pub mod event_loop;
 pub mod file_lock;
 pub mod ram;
 pub mod serial;

@@ -13,7 +13,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
+use guest_memory::HostSpan;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -156,6 +158,13 @@ impl RamMapping {
     /// The file behind the region, when it is a memfd.
     pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
         self.memfd.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// The region as the host memory behind a VM's `GuestRam`. The memory stays mapped until the last of them is gone.
+    pub fn host_span(self: &Arc<Self>) -> HostSpan {
+        // SAFETY: base and length are this mapping's, valid for reads and writes until the owner given along is
+        // dropped, page-aligned; this module hands out no reference to the memory.
+        unsafe { HostSpan::new(self.base, self.len, Box::new(self.clone())) }
     }
 
     /// Byte ranges that may hold something other than zero, in rising order: what a save must look at.
