@@ -1,0 +1,3 @@
+//! PCI Express.
+#![no_std]
+#![forbid(unsafe_code)]

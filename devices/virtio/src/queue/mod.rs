@@ -1,0 +1,3 @@
+//! Split virtqueues.
+mod buffer;
+pub use buffer::Buffer;
