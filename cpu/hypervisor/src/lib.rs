@@ -1,0 +1,26 @@
+//! What an engine is, without naming one: partitions, vCPUs, interrupts in, exits out.
+//!
+//! Implemented by the engines (`cpu_soft`, later KVM and bare metal), used by `machine` and by whoever
+//! owns the vCPU threads. Devices never see this crate; they meet engines in `machine`.
+//!
+//! - [`engine`]: [`Hypervisor`] makes a [`Partition`], a partition makes [`Vcpu`]s.
+//! - [`state`]: the whole architectural state of a vCPU. [`cpu_model`]: what CPUID says.
+//! - [`interrupt`]: how the machine interrupts a partition: [`IrqSink`], [`MsiSink`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod cpu_model;
+pub mod engine;
+pub mod interrupt;
+pub mod state;
+
+pub use cpu_model::CpuModel;
+pub use engine::{
+    Capabilities, EngineError, Hypervisor, Kick, Kicker, Partition, PartitionLayout, Vcpu, VcpuExit, VcpuIo,
+    Wake,
+};
+pub use guest_memory::{Gpa, GuestRam};
+pub use interrupt::{IrqSink, Msi, MsiRoute, MsiSink, Trigger};
+pub use state::VcpuState;
