@@ -41,11 +41,11 @@ pub trait Core: Sized {
     /// Reads physical memory (PAE's page-directory pointers).
     fn load_physical(&mut self, gpa: u64) -> u64;
 
-    /// Copies `len` bytes upwards, byte order as REP MOVSB would (overlap included). Returns how many were
-    /// done in this call (at least one unless it faults); both runs stay within their page.
+    /// Copies `len` bytes upwards; neither run leaves its page. Returns how many bytes were done: `len`, or
+    /// 0 if this cannot be done as a block (not RAM, or a close overlap).
     fn copy(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Fault>;
-    /// Stores `value` over and over (REP STOS, upwards); returns how many bytes were done, a multiple of
-    /// the value's size, at least one value unless it faults.
+    /// Stores `value` over `len` bytes upwards (a multiple of its size, within a page). Returns `len`, or 0
+    /// if this cannot be done as a block.
     fn fill<T: Word>(&mut self, to: u64, value: T, len: u64) -> Result<u64, Fault>;
 
     /// IN. `bytes` is 1, 2 or 4.
@@ -82,12 +82,8 @@ pub trait Core: Sized {
     #[cold]
     fn raise(&mut self, exception: Exception, error_code: u32) -> Fault {
         let cpu = self.cpu_mut();
-        cpu.exc = crate::cpu::PendingException {
-            vector: Some(exception),
-            error_code,
-            address: 0,
-            is_trap: false,
-        };
+        cpu.exc =
+            crate::cpu::PendingException { vector: Some(exception), error_code, address: 0, is_trap: false };
         Fault
     }
     /// #GP(code).
@@ -147,8 +143,7 @@ pub fn check_segment<C: Core>(
 ) -> Result<u64, Fault> {
     let cpu = c.cpu();
     let seg = cpu.seg[usize::from(segment).min(5)];
-    let exception =
-        if segment == 2 { Exception::StackFault } else { Exception::GeneralProtection };
+    let exception = if segment == 2 { Exception::StackFault } else { Exception::GeneralProtection };
     if cpu.mode.is_long() {
         // Only FS and GS get here with a base; canonical checks are the MMU's.
         return Ok(seg.base.wrapping_add(offset));
@@ -164,7 +159,11 @@ pub fn check_segment<C: Core>(
     let real = !cpu.mode.has(crate::ModeKey::PROTECTED) || cpu.mode.has(crate::ModeKey::V86);
     let allowed = real
         || (!seg.unusable
-            && if write { !a.is_code() && a.readable_or_writable() } else { !a.is_code() || a.readable_or_writable() });
+            && if write {
+                !a.is_code() && a.readable_or_writable()
+            } else {
+                !a.is_code() || a.readable_or_writable()
+            });
     if !in_limit || !allowed {
         return Err(c.raise(exception, 0));
     }

@@ -60,6 +60,13 @@ pub struct Op<C> {
     pub width: u8,
 }
 
+impl<C> Clone for Op<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<C> Copy for Op<C> {}
+
 impl<C> Op<C> {
     /// An operation without operands.
     pub fn new(run: Handler<C>) -> Self {
@@ -97,20 +104,27 @@ impl<C: Core> Op<C> {
     #[inline(always)]
     pub fn linear_read(&self, c: &mut C, bytes: u64) -> Result<u64, Fault> {
         let ea = self.effective(c);
-        if self.seg & SEG_CHECKED != 0 {
-            return crate::core::check_segment(c, self.seg & 7, ea, bytes, false);
-        }
-        Ok(c.cpu().seg_base[(self.seg & 7) as usize].wrapping_add(ea))
+        self.linear_at(c, ea, bytes, false)
     }
 
     /// Linear address of a memory operand of `bytes` that is written (or read and written).
     #[inline(always)]
     pub fn linear_write(&self, c: &mut C, bytes: u64) -> Result<u64, Fault> {
         let ea = self.effective(c);
-        if self.seg & SEG_CHECKED != 0 {
-            return crate::core::check_segment(c, self.seg & 7, ea, bytes, true);
-        }
-        Ok(c.cpu().seg_base[(self.seg & 7) as usize].wrapping_add(ea))
+        self.linear_at(c, ea, bytes, true)
+    }
+
+    /// Linear address of offset `ea` in the operand's segment.
+    #[inline(always)]
+    pub fn linear_at(&self, c: &mut C, ea: u64, bytes: u64, write: bool) -> Result<u64, Fault> {
+        segment_linear(c, self.seg, ea, bytes, write)
+    }
+
+    /// `ea + delta`, wrapped at the operand's address size.
+    #[inline(always)]
+    pub fn effective_plus(&self, c: &C, delta: u64) -> u64 {
+        let shift = self.addr_shift & 63;
+        (self.effective(c).wrapping_add(delta) << shift) >> shift
     }
 
     /// RIP of this instruction.
@@ -137,4 +151,19 @@ impl<C: Core> Op<C> {
         c.cpu_mut().gpr[RIP] = self.next_ip(c);
         Step::Branch
     }
+}
+
+/// Linear address of `offset` in segment `seg` (as in [`Op::seg`]).
+#[inline(always)]
+pub fn segment_linear<C: Core>(
+    c: &mut C,
+    seg: u8,
+    offset: u64,
+    bytes: u64,
+    write: bool,
+) -> Result<u64, Fault> {
+    if seg & SEG_CHECKED != 0 {
+        return crate::core::check_segment(c, seg & 7, offset, bytes, write);
+    }
+    Ok(c.cpu().seg_base[(seg & 7) as usize].wrapping_add(offset))
 }
