@@ -342,7 +342,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_field() {
-        let cases: [(&str, fn(&mut MachineSpec)); 17] = [
+        type Change = fn(&mut MachineSpec);
+        let cases: [(&str, Change); 17] = [
             ("name: must not be empty", |s| s.name.clear()),
             ("name: `../x` may have only", |s| s.name = "../x".into()),
             ("cpus.count: 3 is not between 1 and 2", |s| (s.cpus.count, s.cpus.max) = (3, 2)),
@@ -358,7 +359,7 @@ mod tests {
             }),
             ("boot.kernel: must not be empty", |s| s.boot.kernel.0.clear()),
             ("clock.tsc_khz: 0 is not", |s| s.clock.tsc_khz = 0),
-            ("clock.rate.denominator: 1 is not between 2", |s| s.clock.rate.numerator = 2),
+            ("clock.rate.denominator: 2 is not between 3", |s| s.clock.rate.numerator = 3),
             ("devices[2].id: `disk0` is already used by devices[1].id", |s| {
                 set_id(&mut s.devices[2], "disk0")
             }),
