@@ -29,6 +29,8 @@ mod kernels;
 mod memory;
 mod mmx;
 mod moves;
+mod state;
+mod xsave;
 
 use crate::core::{Core, Fault};
 use crate::lower::{LowerContext, raising};
@@ -37,9 +39,13 @@ use x86_decode::Instruction;
 
 /// Lowers an instruction of this family.
 pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
+    if let Some(op) = xsave::lower(insn, ctx) {
+        return Some(op);
+    }
     let op = moves::lower(insn, ctx)
         .or_else(|| kernels::lower(insn, ctx))
         .or_else(|| convert::lower(insn, ctx))
+        .or_else(|| state::lower(insn, ctx))
         .or_else(|| mmx::lower(insn, ctx))?;
     match gate::exception(insn, ctx) {
         Some(exception) => Some(Op { len: insn.len() as u8, ..raising(exception, ctx) }),

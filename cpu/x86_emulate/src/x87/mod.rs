@@ -1,17 +1,42 @@
-//! The x87 unit.
+//! The x87 unit (SDM vol. 1, chapter 8).
+//!
+//! - `image`: its state in memory. `control`: instructions on its control and status.
+
+mod control;
+pub mod image;
+
 use crate::core::{Core, Fault};
-use crate::lower::LowerContext;
-use crate::op::Op;
+use crate::lower::{LowerContext, raising};
+use crate::op::{Op, Step};
+use crate::vector::gate;
 use x86_decode::Instruction;
 use x86_defs::Exception;
 
 /// Raises #MF if an unmasked exception is pending: what a waiting instruction does first.
+///
+/// Without CR0.NE a PC would signal IRQ 13 instead; nothing since the 80386 wants that.
 #[inline(always)]
 pub fn raise_pending<C: Core>(c: &mut C) -> Result<(), Fault> {
     if c.cpu().x.x87.status & 0x80 != 0 { Err(c.raise(Exception::X87, 0)) } else { Ok(()) }
 }
 
 /// Lowers an instruction of this family.
-pub fn lower<C: Core>(_insn: &Instruction, _ctx: &LowerContext) -> Option<Op<C>> {
-    None
+pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
+    if let Some(op) = control::lower_wait(insn, ctx) {
+        return Some(op);
+    }
+    let op = control::lower(insn, ctx)?;
+    match gate::x87_exception(ctx) {
+        Some(exception) => Some(Op { len: insn.len() as u8, ..raising(exception, ctx) }),
+        None => Some(op),
+    }
+}
+
+/// What a handler returns.
+#[inline(always)]
+fn step(done: Result<(), Fault>) -> Step {
+    match done {
+        Ok(()) => Step::Next,
+        Err(Fault) => Step::Fault,
+    }
 }
