@@ -100,8 +100,9 @@ pub trait Vcpu: Send {
     /// Its number and APIC id.
     fn id(&self) -> u32;
     /// Runs guest code until the machine has something to decide. Returns at once with
-    /// [`VcpuExit::Kicked`] if it was kicked since the last return.
-    fn run(&mut self, io: &dyn VcpuIo) -> VcpuExit;
+    /// [`VcpuExit::Kicked`] if it was kicked since the last return. (`Arc`: software engines keep it where
+    /// instruction handlers find it while they run.)
+    fn run(&mut self, io: &Arc<dyn VcpuIo>) -> VcpuExit;
     /// A handle that makes `run` return.
     fn kicker(&self) -> Kicker;
     /// The whole architectural state. Not while it runs.
@@ -113,7 +114,7 @@ pub trait Vcpu: Send {
 }
 
 /// The machine as a running vCPU sees it. Called from many vCPU threads at once.
-pub trait VcpuIo: Sync {
+pub trait VcpuIo: Send + Sync {
     /// IN: fills 1, 2 or 4 bytes.
     fn pio_read(&self, port: u16, data: &mut [u8]);
     /// OUT of 1, 2 or 4 bytes.
