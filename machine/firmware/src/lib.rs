@@ -11,5 +11,6 @@ extern crate alloc;
 pub mod acpi;
 pub mod direct_boot;
 mod segment;
+pub mod smbios;
 
 pub use segment::Segment;
