@@ -26,10 +26,13 @@ macro_rules! by_form {
 mod convert;
 pub mod gate;
 mod kernels;
+mod lanes;
+mod masked;
 mod memory;
 mod mmx;
 mod moves;
 mod state;
+mod strings;
 mod xsave;
 
 use crate::core::{Core, Fault};
@@ -39,12 +42,15 @@ use x86_decode::Instruction;
 
 /// Lowers an instruction of this family.
 pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
-    if let Some(op) = xsave::lower(insn, ctx) {
+    if let Some(op) = xsave::lower(insn, ctx).or_else(|| strings::lower_movnti(insn, ctx)) {
         return Some(op);
     }
     let op = moves::lower(insn, ctx)
         .or_else(|| kernels::lower(insn, ctx))
         .or_else(|| convert::lower(insn, ctx))
+        .or_else(|| lanes::lower(insn, ctx))
+        .or_else(|| masked::lower(insn, ctx))
+        .or_else(|| strings::lower(insn, ctx))
         .or_else(|| state::lower(insn, ctx))
         .or_else(|| mmx::lower(insn, ctx))?;
     match gate::exception(insn, ctx) {
