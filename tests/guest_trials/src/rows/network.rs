@@ -1,0 +1,64 @@
+//! The user-mode network: the guest fetches 10 MB from a server on the host's loopback, and the host fetches 10 MB
+//! from the guest through a forwarded port; the checksums must be equal.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use super::{Row, cpus_name};
+use crate::expected::{pattern, pattern_sum, sum};
+use crate::http::{self, FileServer};
+use crate::shell::Shell;
+use crate::stage::{Failure, Stage, Tier};
+use crate::vm::{Boot, VmConfig};
+
+const KIB: usize = 10 * 1024;
+const GUEST_PORT: u16 = 8080;
+
+pub(super) fn rows() -> Vec<Row> {
+    [1, 2]
+        .into_iter()
+        .map(|cpus| {
+            let tier = if cpus == 2 { Tier::Test } else { Tier::Campaign };
+            let name = format!("network/fetch-and-serve-10MB/{}", cpus_name(cpus));
+            Row::new(name, tier, "cloud", move |stage| fetch_and_serve(stage, cpus))
+        })
+        .collect()
+}
+
+fn fetch_and_serve(stage: &Stage, cpus: u32) -> Result<(), Failure> {
+    let guest = stage.guest("cloud")?;
+    let server = FileServer::start(pattern("from-the-host", KIB))?;
+    let host_port = free_port()?;
+    let words = format!(
+        "bedplate.net=dhcp bedplate.net=fetch,http://GATEWAY:{}/file bedplate.net=serve,{GUEST_PORT},{KIB}",
+        server.port()
+    );
+    let config = VmConfig::new(&guest, Boot::BzImage, cpus, &words)?.net(&[(host_port, GUEST_PORT)]);
+    let mut vm = stage.start(&config)?;
+    let outcome = (|| {
+        vm.console().expect_line("BEDPLATE-NET address ", stage.patience(20))?;
+        let answer = vm.console().expect_line("BEDPLATE-NET ", stage.patience(30))?;
+        let expected = format!("fetched {} {} bytes", pattern_sum("from-the-host", KIB), KIB * 1024);
+        Failure::unless(answer == expected, || {
+            format!("the guest's fetch gave {answer:?}, not {expected:?}")
+        })?;
+        let answer = vm.console().expect_line("BEDPLATE-NET ", stage.patience(20))?;
+        let expected = format!("serving {}", pattern_sum("bedplate-served", KIB));
+        Failure::unless(answer == expected, || format!("the guest's server said {answer:?}"))?;
+
+        let body = http::fetch(host_port, "/file", stage.patience(30))?;
+        Failure::unless(
+            body.len() == KIB * 1024 && sum(&body) == pattern_sum("bedplate-served", KIB),
+            || format!("{} bytes came from the guest, sum {}", body.len(), sum(&body)),
+        )?;
+        vm.console().expect("BEDPLATE-SHELL", stage.patience(10))?;
+        Shell::at(vm.console(), stage.patience(5))?.leave("poweroff -f")?;
+        vm.wait(stage.patience(10)).map(|_| ())
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+/// A port that was free a moment ago.
+pub(super) fn free_port() -> Result<u16, Failure> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}

@@ -1,0 +1,123 @@
+//! Save and restore: a busy guest (checksum job, disk and network traffic, two CPUs) is saved at random moments, each
+//! time brought back in a new process, and must end its job with the right answer. Bedplate only.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use guest_catalog::DiskFormat;
+
+use super::Row;
+use crate::expected::{checksum_job, pattern};
+use crate::http::FileServer;
+use crate::stage::{Failure, Stage, Tier};
+use crate::vm::{Boot, Exit, Vm, VmConfig, Vmm};
+
+const POOL_KIB: usize = 256;
+const DISK_KIB: usize = 512;
+const NET_KIB: usize = 512;
+const DISK_BYTES: u64 = 16 << 20;
+
+pub(super) fn rows() -> Vec<Row> {
+    [(3, 60, Tier::Test), (50, 900, Tier::Campaign)]
+        .into_iter()
+        .map(|(saves, rounds, tier)| {
+            let name = format!("state/save-restore-x{saves}/2cpus");
+            Row::new(name, tier, "cloud", move |stage| save_restore(stage, saves, rounds)).bedplate_only()
+        })
+        .collect()
+}
+
+fn save_restore(stage: &Stage, saves: u32, rounds: u32) -> Result<(), Failure> {
+    let guest = stage.guest("cloud")?;
+    let server = FileServer::start(pattern("from-the-host", NET_KIB))?;
+    let disk = stage.empty_disk("busy.raw", DISK_BYTES)?;
+    let words = format!(
+        "bedplate.busy=disk,{DISK_KIB} bedplate.busy=net,http://GATEWAY:{}/file \
+         bedplate.checksum={rounds},{POOL_KIB} bedplate.poweroff",
+        server.port()
+    );
+    let mut config = VmConfig::new(&guest, Boot::BzImage, 2, &words)?.disk(&disk, DiskFormat::Raw).net(&[]);
+    let name = format!("trial-{}", std::process::id());
+    config.name = Some(name.clone());
+    let mut vm = stage.start(&config)?;
+    let outcome = run_through_saves(stage, &mut vm, &config, &name, saves, rounds);
+    stage.keep(&vm);
+    outcome
+}
+
+fn run_through_saves(
+    stage: &Stage,
+    vm: &mut Vm,
+    config: &VmConfig,
+    name: &str,
+    saves: u32,
+    rounds: u32,
+) -> Result<(), Failure> {
+    let mut random = Random(stage.seed());
+    vm.console().expect("BEDPLATE-CHECKSUM 1/", stage.patience(40))?;
+    let mut finished = None;
+    for count in 0..saves {
+        std::thread::sleep(Duration::from_millis(200 + random.next() % 3000));
+        if let Some(text) = final_line(&vm.console_transcript()) {
+            // The job outran the saves: the rest would save an idle guest.
+            finished = Some(text);
+            break;
+        }
+        let file = stage.scratch().join(format!("{count}.save"));
+        save(stage, name, &file)?;
+        let exit = vm.wait(stage.patience(20))?;
+        Failure::unless(exit == Exit::Code(0), || format!("save {count} ended the process with {exit:?}"))?;
+        stage.keep(vm);
+        *vm = stage.start(&VmConfig { restore: Some(file.clone()), ..config.clone() })?;
+        vm.console().expect("BEDPLATE-", stage.patience(40))?;
+        std::fs::remove_file(&file)?;
+    }
+    let sum = match finished {
+        Some(sum) => {
+            return Err(Failure::new(format!("the job ended ({sum}) before all {saves} saves were done")));
+        }
+        None => {
+            let busy = vm.console().expect_line("BEDPLATE-BUSY disk ", stage.patience(600))?;
+            Failure::unless(busy.starts_with("ok"), || format!("the disk job: {busy}"))?;
+            let busy = vm.console().expect_line("BEDPLATE-BUSY net ", stage.patience(20))?;
+            Failure::unless(busy.starts_with("ok"), || format!("the network job: {busy}"))?;
+            vm.console().expect_line("BEDPLATE-CHECKSUM final ", stage.patience(20))?
+        }
+    };
+    let expected = checksum_job(rounds, POOL_KIB);
+    Failure::unless(sum == expected, || format!("the checksum job gave {sum} instead of {expected}"))?;
+    let text = String::from_utf8_lossy(&stage.transcripts()).into_owned();
+    Failure::unless(!text.contains("BEDPLATE-CLOCK"), || "the guest's clock went backwards".into())?;
+    let exit = vm.wait(stage.patience(20))?;
+    Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))
+}
+
+fn save(stage: &Stage, name: &str, file: &Path) -> Result<(), Failure> {
+    let Vmm::Bedplate { binary, .. } = stage.vmm() else {
+        return Err(Failure::new("only Bedplate saves"));
+    };
+    let done = Command::new(binary).args(["ctl", name, "save"]).arg(file).output()?;
+    Failure::unless(done.status.success(), || {
+        format!("ctl save ended with {}: {}", done.status, String::from_utf8_lossy(&done.stderr))
+    })
+}
+
+fn final_line(transcript: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(transcript);
+    let (_, rest) = text.split_once("BEDPLATE-CHECKSUM final ")?;
+    Some(rest.lines().next()?.trim().to_string())
+}
+
+/// SplitMix64: reproducible from the seed in the summary.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,153 @@
+//! What a row gets to work with: the VMM under trial, the prepared guests, a scratch folder, its patience, and the
+//! transcripts of every VM that it started.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use guest_catalog::{Cache, Prepared};
+
+use crate::console::ConsoleError;
+use crate::vm::{Vm, VmConfig, Vmm};
+
+/// When a row runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// In `cargo xtask test`, within 25 minutes on two cores.
+    Test,
+    /// In `cargo xtask campaign` only.
+    Campaign,
+}
+
+/// Why a row failed, in words for the summary.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failure(String);
+
+impl Failure {
+    /// A failure with its reason.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+
+    /// `Ok` if the condition holds.
+    ///
+    /// # Errors
+    /// The reason, if it does not.
+    pub fn unless(condition: bool, reason: impl FnOnce() -> String) -> Result<(), Self> {
+        if condition { Ok(()) } else { Err(Self(reason())) }
+    }
+}
+
+impl From<ConsoleError> for Failure {
+    fn from(error: ConsoleError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(format!("the trial itself could not go on: {error}"))
+    }
+}
+
+/// The place where one row runs.
+#[derive(Debug)]
+pub struct Stage {
+    vmm: Vmm,
+    cache: Cache,
+    scratch: tempfile::TempDir,
+    transcripts: Mutex<Vec<u8>>,
+    seed: u64,
+}
+
+impl Stage {
+    /// A fresh scratch folder below the system's temporary one.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn new(vmm: Vmm, cache: Cache, seed: u64) -> std::io::Result<Self> {
+        let scratch = tempfile::Builder::new().prefix("bedplate-trial-").tempdir()?;
+        Ok(Self { vmm, cache, scratch, transcripts: Mutex::new(Vec::new()), seed })
+    }
+
+    /// The VMM under trial.
+    pub fn vmm(&self) -> &Vmm {
+        &self.vmm
+    }
+
+    /// The seed of this run's random choices; it stands in the summary.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// A folder that goes away with the row.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// A prepared guest; the runner prepared it before the row started.
+    ///
+    /// # Errors
+    /// It is not in the cache.
+    pub fn guest(&self, name: &str) -> Result<Prepared, Failure> {
+        let guest = guest_catalog::find(name).map_err(|e| Failure::new(e.to_string()))?;
+        self.cache.ready(guest).ok_or_else(|| Failure::new(format!("guest {name} is not prepared")))
+    }
+
+    /// How long to wait for something that takes QEMU about `seconds` on an idle machine. Generous: it only has to
+    /// end a hang.
+    pub fn patience(&self, seconds: u64) -> Duration {
+        let factor = match self.vmm {
+            Vmm::Qemu { .. } => 10,
+            Vmm::Bedplate { .. } => 60,
+        };
+        Duration::from_secs(seconds * factor).max(Duration::from_secs(60))
+    }
+
+    /// Starts a VM.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn start(&self, config: &VmConfig) -> Result<Vm, Failure> {
+        Vm::start(&self.vmm, config)
+            .map_err(|e| Failure::new(format!("cannot start {}: {e}", self.vmm.name())))
+    }
+
+    /// A writable copy of a guest's master disk (sparse, so it takes no more room than it must).
+    ///
+    /// # Errors
+    /// The copy fails.
+    pub fn disk_copy(&self, master: &Path) -> Result<PathBuf, Failure> {
+        let copy = self.scratch().join(master.file_name().unwrap_or_default());
+        let status =
+            Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(master).arg(&copy).status()?;
+        Failure::unless(status.success(), || format!("cannot copy {}", master.display()))?;
+        Ok(copy)
+    }
+
+    /// An empty raw disk.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn empty_disk(&self, name: &str, bytes: u64) -> Result<PathBuf, Failure> {
+        let path = self.scratch().join(name);
+        std::fs::File::create(&path)?.set_len(bytes)?;
+        Ok(path)
+    }
+
+    /// Keeps a VM's transcript for the row's log file.
+    pub fn keep(&self, vm: &Vm) {
+        let mut kept = self.transcripts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept.extend_from_slice(format!("\n===== {}\n", vm.command_line()).as_bytes());
+        kept.extend_from_slice(&vm.console_transcript());
+        kept.extend_from_slice(b"\n===== messages\n");
+        kept.extend_from_slice(vm.messages().as_bytes());
+    }
+
+    /// All kept transcripts.
+    pub fn transcripts(&self) -> Vec<u8> {
+        self.transcripts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
