@@ -4,6 +4,7 @@
 //! once, in [`build`], for every engine and every ground; the world comes in through [`HostServices`].
 //!
 //! - [`lifecycle`]: what a machine is doing and what it may do next; a queue of requests.
+//! - [`requests`]: the queue through which everybody asks.
 //! - [`host`]: what a machine needs from the ground it stands on.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -12,6 +13,8 @@ extern crate alloc;
 
 pub mod host;
 pub mod lifecycle;
+pub mod requests;
 
 pub use host::{DeviceSlot, HostServices};
-pub use lifecycle::{Lifecycle, Request, State, Verdict};
+pub use lifecycle::{AfterSave, Lifecycle, Origin, Refused, Request, State, Verdict};
+pub use requests::RequestQueue;

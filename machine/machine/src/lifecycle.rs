@@ -171,6 +171,11 @@ impl Lifecycle {
         self.verdict.as_ref()
     }
 
+    /// Whether nothing waits and nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.current.is_none()
+    }
+
     /// Puts a request into the queue. Asking for what is already so is accepted and does nothing.
     pub fn request(&mut self, origin: Origin, request: Request) -> Result<(), Refused> {
         use State::{Created, Paused, Running, Stopped};

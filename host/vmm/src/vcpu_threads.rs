@@ -1,0 +1,236 @@
+//! One thread for each vCPU, and the gate that parks them all.
+//!
+//! Called by: the driver. The threads call [`RunVcpu::run`] (the machine) until it says to wait or the gate closes.
+//!
+//! Invariants:
+//! - After [`VcpuThreads::park`] has returned, no vCPU runs until [`VcpuThreads::release`].
+//! - A wake that comes before the wait is not lost; a halted vCPU's thread sleeps in the kernel.
+
+use crate::services::lock;
+use guest_time::{GuestClock, GuestNs};
+use hypervisor::Wake;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What a vCPU's thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Run again.
+    Run,
+    /// Wait for a wake, or for this moment in guest time.
+    Wait(Option<GuestNs>),
+}
+
+/// What the threads run: the machine.
+pub trait RunVcpu: Send + Sync + 'static {
+    /// Runs vCPU `id` for a while.
+    fn run(&self, id: u32) -> Next;
+    /// Makes `run` of vCPU `id` return soon.
+    fn kick(&self, id: u32);
+}
+
+/// Where a halted vCPU's thread sleeps.
+pub struct Bed {
+    woken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Bed {
+    /// One that nobody sleeps in.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { woken: Mutex::new(false), changed: Condvar::new() })
+    }
+
+    /// Sleeps until woken or until `wake_at`, and uses up the wake.
+    fn sleep(&self, clock: &GuestClock, wake_at: Option<GuestNs>) {
+        let mut woken = lock(&self.woken);
+        while !*woken {
+            // While guest time stands still the gate is closed, or closing: its wake ends the sleep.
+            woken = match wake_at.and_then(|at| clock.host_ns_until(at)) {
+                Some(0) => return,
+                Some(ns) => {
+                    let wait = self.changed.wait_timeout(woken, Duration::from_nanos(ns));
+                    wait.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(woken).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        *woken = false;
+    }
+}
+
+impl Wake for Bed {
+    fn wake(&self) {
+        *lock(&self.woken) = true;
+        self.changed.notify_one();
+    }
+}
+
+#[derive(Default)]
+struct GateState {
+    closed: bool,
+    ending: bool,
+    parked: usize,
+}
+
+struct Gate {
+    /// `closed || ending`, readable without the lock.
+    shut: AtomicBool,
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Waits while the gate is closed. False: the thread is to end.
+    fn pass(&self) -> bool {
+        if !self.shut.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut state = lock(&self.state);
+        state.parked += 1;
+        self.changed.notify_all();
+        while state.closed && !state.ending {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        !state.ending
+    }
+
+    fn set(&self, change: impl FnOnce(&mut GateState)) {
+        let mut state = lock(&self.state);
+        change(&mut state);
+        self.shut.store(state.closed || state.ending, Ordering::Release);
+        self.changed.notify_all();
+    }
+}
+
+/// See the module's header. Dropping it ends the threads.
+pub struct VcpuThreads {
+    target: Arc<dyn RunVcpu>,
+    beds: Vec<Arc<Bed>>,
+    gate: Arc<Gate>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl VcpuThreads {
+    /// Starts a parked thread for each of `beds` (vCPU 0, 1, …).
+    pub fn start(target: Arc<dyn RunVcpu>, beds: Vec<Arc<Bed>>, clock: &GuestClock) -> io::Result<Self> {
+        let gate = Arc::new(Gate {
+            shut: AtomicBool::new(true),
+            state: Mutex::new(GateState { closed: true, ..GateState::default() }),
+            changed: Condvar::new(),
+        });
+        let mut all = Self { target, beds, gate, threads: Vec::new() };
+        for (id, bed) in all.beds.iter().enumerate() {
+            let (target, bed, gate, clock) =
+                (all.target.clone(), bed.clone(), all.gate.clone(), clock.clone());
+            let thread = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
+                while gate.pass() {
+                    if let Next::Wait(wake_at) = target.run(id as u32) {
+                        bed.sleep(&clock, wake_at);
+                    }
+                }
+            })?;
+            all.threads.push(thread);
+        }
+        Ok(all)
+    }
+
+    /// Parks all vCPUs; returns when none runs any more.
+    pub fn park(&self) {
+        self.gate.set(|state| state.closed = true);
+        self.disturb();
+        let mut state = lock(&self.gate.state);
+        while state.parked < self.threads.len() {
+            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets them run again.
+    pub fn release(&self) {
+        self.gate.set(|state| state.closed = false);
+    }
+
+    fn disturb(&self) {
+        for (id, bed) in self.beds.iter().enumerate() {
+            self.target.kick(id as u32);
+            bed.wake();
+        }
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        self.gate.set(|state| state.ending = true);
+        self.disturb();
+        for thread in self.threads.drain(..) {
+            // A panic of a vCPU thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host_io::clock::HostClock;
+    use std::sync::atomic::AtomicU64;
+
+    /// Counts runs; vCPU 1 always waits for ever.
+    #[derive(Default)]
+    struct Counter {
+        runs: [AtomicU64; 2],
+        kicks: AtomicU64,
+    }
+    impl RunVcpu for Counter {
+        fn run(&self, id: u32) -> Next {
+            self.runs[id as usize].fetch_add(1, Ordering::SeqCst);
+            if id == 1 { Next::Wait(None) } else { Next::Run }
+        }
+        fn kick(&self, _: u32) {
+            self.kicks.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn parked_means_nobody_runs() {
+        let clock = GuestClock::new(Box::new(HostClock));
+        clock.resume();
+        let counter = Arc::new(Counter::default());
+        let beds = vec![Bed::new(), Bed::new()];
+        let threads = VcpuThreads::start(counter.clone(), beds.clone(), &clock).unwrap();
+        threads.park();
+        assert_eq!(counter.runs[0].load(Ordering::SeqCst), 0, "threads start parked");
+        for round in 1..20 {
+            threads.release();
+            while counter.runs[0].load(Ordering::SeqCst) < round * 10
+                || counter.runs[1].load(Ordering::SeqCst) < round
+            {
+                beds[1].wake();
+                std::thread::yield_now();
+            }
+            threads.park();
+            let runs = counter.runs[0].load(Ordering::SeqCst);
+            std::thread::yield_now();
+            assert_eq!(counter.runs[0].load(Ordering::SeqCst), runs);
+        }
+        threads.release();
+        drop(threads);
+        assert!(counter.kicks.load(Ordering::SeqCst) >= 40);
+    }
+
+    #[test]
+    fn sleep_ends_at_the_moment_or_by_an_earlier_wake() {
+        let clock = GuestClock::new(Box::new(HostClock));
+        clock.resume();
+        let bed = Bed::new();
+        let at = clock.now() + 2_000_000;
+        bed.sleep(&clock, Some(at));
+        assert!(clock.now() >= at);
+        bed.wake();
+        bed.sleep(&clock, None);
+    }
+}
