@@ -18,7 +18,9 @@ mod list;
 mod kernel;
 mod special;
 mod supported;
+mod x87;
 
 pub use kernel::{Entry, Environment, Form, Kernel, Lanes, Shape, Source, V};
 pub use special::Special;
 pub use supported::{executed, supported};
+pub use x87::{X87Image, X87Instruction, run_x87};

@@ -28,7 +28,7 @@ pub mod gate;
 mod kernels;
 mod lanes;
 mod masked;
-mod memory;
+pub(crate) mod memory;
 mod mmx;
 mod moves;
 mod state;

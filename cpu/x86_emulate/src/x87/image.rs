@@ -82,6 +82,32 @@ pub fn fxrstor(x: &mut X87, environment: &[u8; 24], registers: &[u8; 128], wide:
         x.instruction_selector = half(12);
         x.data_selector = half(20);
     }
+    set_registers(x, registers);
+}
+
+/// The control and status words of an FXSAVE image.
+pub fn control_and_status(image: &[u8; 512]) -> (u16, u16) {
+    (u16::from_le_bytes([image[0], image[1]]), u16::from_le_bytes([image[2], image[3]]))
+}
+
+/// Registers, tags, control and status (not the pointers) into an FXSAVE image.
+pub fn to_fxsave(x: &X87, image: &mut [u8; 512]) {
+    image[0..2].copy_from_slice(&x.control.to_le_bytes());
+    image[2..4].copy_from_slice(&x.status.to_le_bytes());
+    image[4] = x.in_use;
+    image[32..160].copy_from_slice(&fxsave_registers(x));
+}
+
+/// The reverse of [`to_fxsave`].
+pub fn from_fxsave(x: &mut X87, image: &[u8; 512]) {
+    (x.control, x.status) = control_and_status(image);
+    x.in_use = image[4];
+    if let Some(registers) = image[32..].first_chunk() {
+        set_registers(x, registers);
+    }
+}
+
+fn set_registers(x: &mut X87, registers: &[u8; 128]) {
     for (i, chunk) in registers.chunks_exact(16).enumerate() {
         let mantissa = chunk[..8].iter().rev().fold(0, |acc, &b| acc << 8 | u64::from(b));
         let sign_exponent = u16::from_le_bytes([chunk[8], chunk[9]]);

@@ -1,8 +1,13 @@
 //! The x87 unit (SDM vol. 1, chapter 8).
 //!
-//! - `image`: its state in memory. `control`: instructions on its control and status.
+//! - `compute`: everything that computes or moves; the host runs it. `encoding`: the bytes to run.
+//! - `control`: instructions on control and status words. `environment`: FNSTENV, FNSAVE and back.
+//! - `image`: FXSAVE's format.
 
+mod compute;
 mod control;
+mod encoding;
+mod environment;
 pub mod image;
 
 use crate::core::{Core, Fault};
@@ -25,7 +30,9 @@ pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
     if let Some(op) = control::lower_wait(insn, ctx) {
         return Some(op);
     }
-    let op = control::lower(insn, ctx)?;
+    let op = control::lower(insn, ctx)
+        .or_else(|| compute::lower(insn, ctx))
+        .or_else(|| environment::lower(insn, ctx))?;
     match gate::x87_exception(ctx) {
         Some(exception) => Some(Op { len: insn.len() as u8, ..raising(exception, ctx) }),
         None => Some(op),
