@@ -34,15 +34,16 @@ fn bzimage(long_mode: bool) -> Vec<u8> {
     file
 }
 
-/// A 64-bit ELF kernel: one loadable page at 16 MiB with as much bss, and the Xen note.
-fn pvh_elf() -> Vec<u8> {
+/// A 64-bit ELF kernel whose segments, each of one page of the file, have these places and sizes;
+/// it is entered in the first.
+fn elf_with(segments: &[(u64, u64)]) -> Vec<u8> {
     let mut file = vec![0u8; 0x2000];
     set(&mut file, 0, b"\x7FELF\x02\x01\x01");
     set(&mut file, 16, &2u16.to_le_bytes());
     set(&mut file, 18, &62u16.to_le_bytes());
     set(&mut file, 32, &64u64.to_le_bytes());
     set(&mut file, 54, &56u16.to_le_bytes());
-    set(&mut file, 56, &2u16.to_le_bytes());
+    set(&mut file, 56, &(segments.len() as u16 + 1).to_le_bytes());
     let header = |kind: u32, offset: u64, physical: u64, file_size: u64, memory_size: u64| {
         let mut bytes = vec![0u8; 56];
         set(&mut bytes, 0, &kind.to_le_bytes());
@@ -53,16 +54,23 @@ fn pvh_elf() -> Vec<u8> {
         set(&mut bytes, 48, &4u64.to_le_bytes());
         bytes
     };
-    set(&mut file, 64, &header(1, 0x1000, 16 * MIB, 0x1000, 0x2000));
-    set(&mut file, 64 + 56, &header(4, 0x200, 0, 40, 40));
+    for (index, (physical, memory_size)) in segments.iter().enumerate() {
+        set(&mut file, 64 + index * 56, &header(1, 0x1000, *physical, 0x1000, *memory_size));
+    }
+    set(&mut file, 64 + segments.len() * 56, &header(4, 0x200, 0, 40, 40));
     // Another note first: the walk must step over it.
     set(&mut file, 0x200, &[4, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0]);
     set(&mut file, 0x20C, b"Xen\0abc\0");
     set(&mut file, 0x214, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
     set(&mut file, 0x220, b"Xen\0");
-    set(&mut file, 0x224, &(16 * MIB as u32 + 0x40).to_le_bytes());
+    set(&mut file, 0x224, &(segments[0].0 as u32 + 0x40).to_le_bytes());
     file[0x1000..].fill(0x90);
     file
+}
+
+/// One loadable page at 16 MiB with as much bss.
+fn pvh_elf() -> Vec<u8> {
+    elf_with(&[(16 * MIB, 0x2000)])
 }
 
 fn memory(mib: u64) -> Vec<E820Entry> {
@@ -232,14 +240,9 @@ fn refusals_name_file_and_field() {
     let mut no_note = pvh_elf();
     no_note[0x21C] = 17;
     assert!(message(&no_note, None, "", 64).contains("without the Xen note"));
-    let mut two = pvh_elf();
-    let first: Vec<u8> = two[64..64 + 56].to_vec();
-    set(&mut two, 56, &3u16.to_le_bytes());
-    set(&mut two, 64 + 112, &first);
+    let two = elf_with(&[(16 * MIB, 0x2000), (16 * MIB + 0x1000, 0x1000)]);
     assert!(message(&two, None, "", 64).contains("overlaps what is loaded for the kernel"));
-    let mut in_hole = pvh_elf();
-    set(&mut in_hole, 64 + 24, &0xA_0000u64.to_le_bytes());
-    set(&mut in_hole, 0x224, &0xA_0040u32.to_le_bytes());
+    let in_hole = elf_with(&[(0xA_0000, 0x1000)]);
     assert!(message(&in_hole, None, "", 64).contains("not in the guest's RAM"));
 }
 
@@ -295,6 +298,33 @@ proptest! {
         if let Ok(boot) = direct_boot(&files(&kernel, initrd.as_deref()), &memory, Some(RSDP)) {
             check_segments(&boot, &memory);
             prop_assert!(boot.entry.rip < 1 << 32);
+        }
+    }
+
+    #[test]
+    fn segments_anywhere_are_placed_or_refused(
+        segments in proptest::collection::vec((0..0x40u64, 1..0x20u64), 1..5),
+        base in prop_oneof![Just(0u64), Just(0x8_0000), Just(16 * MIB), Just(62 * MIB), Just(u64::MAX - 0x3_FFFF)],
+        initrd in 1..40_000usize,
+    ) {
+        let segments: Vec<(u64, u64)> = segments
+            .iter()
+            .map(|(page, pages)| (base.wrapping_add(page * 0x1000), pages * 0x1000))
+            .collect();
+        let memory = memory(64);
+        let (kernel, initrd) = (elf_with(&segments), vec![1u8; initrd]);
+        let overlap = segments.iter().enumerate().any(|(index, (start, size))| {
+            segments[..index].iter().any(|(other, len)| {
+                u128::from(*start) < u128::from(*other) + u128::from(*len)
+                    && u128::from(*other) < u128::from(*start) + u128::from(*size)
+            })
+        });
+        match direct_boot(&files(&kernel, Some(&initrd)), &memory, Some(RSDP)) {
+            Ok(boot) => {
+                prop_assert!(!overlap);
+                check_segments(&boot, &memory);
+            }
+            Err(_) => prop_assert!(overlap || base != 16 * MIB),
         }
     }
 
