@@ -4,6 +4,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "hosted")]
+extern crate std;
+
 #[cfg(not(feature = "hosted"))]
 mod raw {
     pub type RawMutex = spin::Mutex<()>;
@@ -23,3 +26,11 @@ pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, raw::RawMutex, T>;
 pub type RwLock<T> = lock_api::RwLock<raw::RawRwLock, T>;
 /// A value set at most once.
 pub use spin::Once;
+
+/// Lets other threads run: called in a wait that is longer than a few turns.
+pub fn relax() {
+    #[cfg(feature = "hosted")]
+    std::thread::yield_now();
+    #[cfg(not(feature = "hosted"))]
+    core::hint::spin_loop();
+}

@@ -1,0 +1,280 @@
+//! Decoded code: straight runs of operations, found by where they lie in RAM and the mode they run in.
+//!
+//! A block never leaves its page. It is keyed by (offset in the RAM span, mode key): no linear address is
+//! in it, so that all mappings of a page share its blocks. How a linear address leads to one is cached
+//! beside (`jumps`) under the identity that the TLB gives the mapping.
+
+use crate::core::SoftCore;
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+use hashbrown::HashMap;
+use x86_decode::{Decoded, FlowControl, Instruction};
+use x86_defs::Exception;
+use x86_defs::cpuid::FeatureSet;
+use x86_defs::flags::STATUS;
+use x86_emulate::core::Core;
+use x86_emulate::lower::{self, LowerContext};
+use x86_emulate::{ModeKey, Op, Step};
+
+/// Longest block in instructions.
+pub const MAX_OPS: usize = 64;
+/// Operations kept before everything is thrown away: 32 bytes each, 24 MiB in all.
+const MAX_ARENA: usize = 768 << 10;
+const JUMPS: usize = 8192;
+
+/// Number of a block in its cache.
+pub type BlockId = u32;
+
+/// See the module's header.
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// First operation in the arena.
+    first: u32,
+    /// Operations, the closing one included.
+    ops: u16,
+    /// Instructions.
+    pub instructions: u16,
+    /// Bytes that they take.
+    pub bytes: u16,
+    /// RAM page.
+    pub page: u64,
+    live: bool,
+}
+
+/// How a linear address led to a block.
+#[derive(Clone, Copy)]
+struct Jump {
+    linear: u64,
+    mode: ModeKey,
+    exec_id: u32,
+    block: BlockId,
+}
+
+/// Blocks of one vCPU.
+pub struct BlockCache {
+    arena: Vec<Op<SoftCore>>,
+    blocks: Vec<Block>,
+    by_place: HashMap<(u64, ModeKey), BlockId>,
+    by_page: HashMap<u64, Vec<(u64, ModeKey)>>,
+    jumps: Box<[Jump]>,
+}
+
+/// What [`build`] makes of some bytes.
+pub enum Built {
+    /// Operations, the closing one included.
+    Ops(Vec<Op<SoftCore>>),
+    /// Not even one instruction fits the bytes at hand.
+    CrossesEnd,
+}
+
+impl BlockCache {
+    /// An empty cache.
+    pub fn new() -> Self {
+        let none = Jump { linear: 0, mode: ModeKey(0), exec_id: 0, block: 0 };
+        Self {
+            arena: Vec::new(),
+            blocks: Vec::new(),
+            by_place: HashMap::new(),
+            by_page: HashMap::new(),
+            jumps: vec![none; JUMPS].into_boxed_slice(),
+        }
+    }
+
+    #[inline(always)]
+    fn jump_slot(linear: u64) -> usize {
+        (linear ^ linear >> 13) as usize & (JUMPS - 1)
+    }
+
+    /// The block that `linear` led to before, if that still holds.
+    #[inline(always)]
+    pub fn jump(&self, linear: u64, mode: ModeKey, exec_id: u32) -> Option<BlockId> {
+        let j = &self.jumps[Self::jump_slot(linear)];
+        (j.linear == linear && j.mode == mode && j.exec_id == exec_id && exec_id != 0).then_some(j.block)
+    }
+
+    /// Remembers where `linear` led.
+    pub fn remember(&mut self, linear: u64, mode: ModeKey, exec_id: u32, block: BlockId) {
+        self.jumps[Self::jump_slot(linear)] = Jump { linear, mode, exec_id, block };
+    }
+
+    /// The block and its operations, if it is still valid.
+    #[inline(always)]
+    pub fn get(&self, id: BlockId) -> Option<(&Block, &[Op<SoftCore>])> {
+        let b = self.blocks.get(id as usize)?;
+        let ops = self.arena.get(b.first as usize..b.first as usize + usize::from(b.ops))?;
+        b.live.then_some((b, ops))
+    }
+
+    /// The block at a place in RAM.
+    pub fn find(&self, at: u64, mode: ModeKey) -> Option<BlockId> {
+        self.by_place.get(&(at, mode)).copied()
+    }
+
+    /// Adds a block at a place in RAM.
+    pub fn insert(&mut self, at: u64, mode: ModeKey, ops: &[Op<SoftCore>]) -> BlockId {
+        if self.arena.len() + ops.len() > MAX_ARENA {
+            self.clear();
+        }
+        let id = self.blocks.len() as BlockId;
+        self.blocks.push(Block {
+            first: self.arena.len() as u32,
+            ops: ops.len() as u16,
+            instructions: ops.len().max(2) as u16 - 1,
+            bytes: ops.last().map_or(0, |op| op.at),
+            page: at >> 12,
+            live: true,
+        });
+        self.arena.extend_from_slice(ops);
+        self.by_place.insert((at, mode), id);
+        self.by_page.entry(at >> 12).or_default().push((at, mode));
+        id
+    }
+
+    /// Drops all code of a RAM page.
+    pub fn drop_page(&mut self, page: u64) {
+        for key in self.by_page.remove(&page).unwrap_or_default() {
+            if let Some(id) = self.by_place.remove(&key)
+                && let Some(b) = self.blocks.get_mut(id as usize)
+            {
+                b.live = false;
+            }
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.arena.clear();
+        self.blocks.clear();
+        self.by_place.clear();
+        self.by_page.clear();
+        for j in &mut self.jumps {
+            j.exec_id = 0;
+        }
+    }
+}
+
+impl Default for BlockCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Decodes up to `limit` instructions from `bytes`.
+pub fn build(bytes: &[u8], mode: ModeKey, features: FeatureSet, limit: usize) -> Built {
+    let mut decoded: Vec<(Instruction, u16)> = Vec::new();
+    let mut at = 0usize;
+    let mut closing = None;
+    while decoded.len() < limit.min(MAX_OPS) {
+        match x86_decode::decode(&bytes[at..], mode.bitness(), at as u64, features) {
+            Decoded::Instruction(insn) => {
+                decoded.push((insn, at as u16));
+                at += insn.len();
+                if insn.flow_control() != FlowControl::Next {
+                    break;
+                }
+            }
+            Decoded::Invalid => {
+                closing = Some(Exception::InvalidOpcode);
+                break;
+            }
+            Decoded::TooLong => {
+                closing = Some(Exception::GeneralProtection);
+                break;
+            }
+            Decoded::NeedMore => break,
+        }
+    }
+    if decoded.is_empty() && closing.is_none() {
+        return Built::CrossesEnd;
+    }
+    Built::Ops(lower_all(&decoded, mode, features, at as u16, closing))
+}
+
+fn lower_all(
+    decoded: &[(Instruction, u16)],
+    mode: ModeKey,
+    features: FeatureSet,
+    end: u16,
+    closing: Option<Exception>,
+) -> Vec<Op<SoftCore>> {
+    let mut live = STATUS;
+    let mut ops: Vec<Op<SoftCore>> = vec![Op::new(fall_through::<SoftCore>); decoded.len() + 1];
+    let ctx = |at: u16, live_flags: u64| LowerContext { mode, features, at, live_flags };
+    ops[decoded.len()] = match closing {
+        Some(exception) => lower::raising(exception, &ctx(end, live)),
+        None => Op { at: end, ..Op::new(fall_through::<SoftCore>) },
+    };
+    for (i, (insn, at)) in decoded.iter().enumerate().rev() {
+        ops[i] = lower::lower(insn, &ctx(*at, live));
+        live = flags_before(insn, live);
+    }
+    ops
+}
+
+/// Flags that matter before `insn`, given those that matter after it. What may fault shows all of them to
+/// the guest's handler.
+fn flags_before(insn: &Instruction, live_after: u64) -> u64 {
+    use x86_decode::{OpKind, RflagsBits as B};
+    let pure = (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Memory)
+        && insn.flow_control() == FlowControl::Next
+        && !insn.is_privileged()
+        && !insn.is_stack_instruction();
+    if !pure || may_fault_or_keep_flags(insn) {
+        return STATUS;
+    }
+    let mut written = 0;
+    let mut read = 0;
+    for (bit, flag) in [
+        (B::CF, x86_defs::flags::CF),
+        (B::PF, x86_defs::flags::PF),
+        (B::AF, x86_defs::flags::AF),
+        (B::ZF, x86_defs::flags::ZF),
+        (B::SF, x86_defs::flags::SF),
+        (B::OF, x86_defs::flags::OF),
+    ] {
+        if insn.rflags_modified() & bit != 0 {
+            written |= flag;
+        }
+        if insn.rflags_read() & bit != 0 {
+            read |= flag;
+        }
+    }
+    (live_after & !written) | read
+}
+
+/// Only plain arithmetic and moves are looked at: division may fault, shifts by CL may change no flag.
+fn may_fault_or_keep_flags(insn: &Instruction) -> bool {
+    use x86_decode::Mnemonic as M;
+    !matches!(
+        insn.mnemonic(),
+        M::Add
+            | M::Sub
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Adc
+            | M::Sbb
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Lea
+            | M::Xchg
+            | M::Bswap
+    ) || insn.op0_register().is_segment_register()
+        || insn.op1_register().is_segment_register()
+        || insn.op0_register().is_cr()
+        || insn.op1_register().is_cr()
+}
+
+/// Closes a block that no branch ends: goes on behind it.
+fn fall_through<C: Core>(c: &mut C, op: &Op<C>) -> Step {
+    op.end_block(c)
+}

@@ -1,0 +1,494 @@
+//! The vCPU as instruction handlers see it: memory through the soft TLB, ports, clock, local APIC.
+//!
+//! Hot: `load`, `store`, `modify` are one TLB probe and one host access. Everything else is in `slow` below
+//! or in other files.
+
+use crate::mmu::{Access, Target};
+use crate::shared::{Shared, VcpuShared, attention};
+use crate::tlb::Tlb;
+use alloc::sync::Arc;
+use apic::{ApicAction, LocalApic};
+use core::sync::atomic::Ordering::SeqCst;
+use guest_memory::{Gpa, GuestRam, Track};
+use hypervisor::VcpuIo;
+use x86_defs::cpuid::Feature;
+use x86_emulate::core::PagingChange;
+use x86_emulate::{Core, Cpu, Fault, Word};
+
+/// One vCPU but for its cache of decoded code.
+pub struct SoftCore {
+    /// Architectural state.
+    pub cpu: Cpu,
+    pub(crate) tlb: Tlb,
+    pub(crate) ram: GuestRam,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) me: Arc<VcpuShared>,
+    pub(crate) id: u32,
+    pub(crate) apic: LocalApic,
+    /// The machine, while `run` is under way.
+    pub(crate) io: Option<Arc<dyn VcpuIo>>,
+    /// RAM page of the block under way: a store into it must end the block first.
+    pub(crate) block_page: u64,
+    /// One instruction is being run by itself: it may store into its own page.
+    pub(crate) single: bool,
+    /// Pages whose cached code must go before the next block (own stores, notices of others).
+    pub(crate) stale_code: alloc::vec::Vec<u64>,
+    /// Index of implied supervisor accesses.
+    pub(crate) msr: crate::msr::EngineMsrs,
+    /// State of the generator behind RDRAND.
+    pub(crate) random_state: u64,
+    /// PAUSE was executed this often without a block that did anything else.
+    pub(crate) pauses: u32,
+}
+
+/// `RAM page` that no block has.
+pub(crate) const NO_PAGE: u64 = u64::MAX;
+
+impl SoftCore {
+    /// TLB index of implied supervisor accesses (descriptor tables, TSS): AC does not help them.
+    fn system_index(&self) -> u8 {
+        if self.cpu.cr4 & x86_defs::control::CR4_SMAP != 0 { 1 } else { 2 }
+    }
+
+    #[inline(always)]
+    fn load_at<T: Word>(&mut self, index: u8, linear: u64) -> Result<T, Fault> {
+        let e = self.tlb.entry(index, linear);
+        let offset = linear ^ e.read;
+        if offset <= 4096 - u64::from(T::BYTES) {
+            return Ok(self.ram.load(e.host + offset));
+        }
+        self.load_slow(index, linear)
+    }
+
+    #[inline(always)]
+    fn store_at<T: Word>(&mut self, index: u8, linear: u64, value: T) -> Result<(), Fault> {
+        let e = self.tlb.entry(index, linear);
+        let offset = linear ^ e.write;
+        if offset <= 4096 - u64::from(T::BYTES) {
+            self.ram.store(e.host + offset, value);
+            return Ok(());
+        }
+        self.store_slow(index, linear, value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<T: Word>(&mut self, index: u8, linear: u64) -> Result<T, Fault> {
+        let mut raw = [0; 8];
+        let bytes = T::BYTES as usize;
+        self.read_pieces(index, linear, &mut raw[..bytes])?;
+        Ok(T::from_u64(u64::from_le_bytes(raw)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<T: Word>(&mut self, index: u8, linear: u64, value: T) -> Result<(), Fault> {
+        if linear & 0xFFF <= 4096 - u64::from(T::BYTES) {
+            match self.translate_write(index, linear)? {
+                Target::Ram(at) => {
+                    self.ram.store(at, value);
+                    self.code_page_written(at >> 12);
+                }
+                Target::Mmio(gpa) => self.mmio_write(gpa, &value.zext().to_le_bytes()[..T::BYTES as usize]),
+            }
+            return Ok(());
+        }
+        self.write_pieces(index, linear, &value.zext().to_le_bytes()[..T::BYTES as usize])
+    }
+
+    /// Translates for a write; a store into the page of the running block is put off (see `single`).
+    fn translate_write(&mut self, index: u8, linear: u64) -> Result<Target, Fault> {
+        let target = self.translate(index, linear, Access::Write)?;
+        if let Target::Ram(at) = target
+            && at >> 12 == self.block_page
+            && !self.single
+        {
+            // The run loop repeats the instruction by itself.
+            self.cpu.exc = Default::default();
+            return Err(Fault);
+        }
+        Ok(target)
+    }
+
+    /// Reads bytes that may cross pages: both are translated before anything is read.
+    fn read_pieces(&mut self, index: u8, linear: u64, to: &mut [u8]) -> Result<(), Fault> {
+        let first = ((4096 - (linear & 0xFFF)) as usize).min(to.len());
+        let a = self.translate(index, linear, Access::Read)?;
+        let second = if first < to.len() {
+            Some(self.translate(index, self.wrap(linear.wrapping_add(first as u64)), Access::Read)?)
+        } else {
+            None
+        };
+        let (head, tail) = to.split_at_mut(first);
+        self.read_target(a, head);
+        if let Some(b) = second {
+            self.read_target(b, tail);
+        }
+        Ok(())
+    }
+
+    fn write_pieces(&mut self, index: u8, linear: u64, from: &[u8]) -> Result<(), Fault> {
+        let first = ((4096 - (linear & 0xFFF)) as usize).min(from.len());
+        let a = self.translate_write(index, linear)?;
+        let second = if first < from.len() {
+            Some(self.translate_write(index, self.wrap(linear.wrapping_add(first as u64)))?)
+        } else {
+            None
+        };
+        self.write_target(a, &from[..first]);
+        if let Some(b) = second {
+            self.write_target(b, &from[first..]);
+        }
+        Ok(())
+    }
+
+    /// Linear addresses wrap at 4 GiB outside 64-bit code.
+    fn wrap(&self, linear: u64) -> u64 {
+        if self.cpu.mode.is_long() { linear } else { linear & 0xFFFF_FFFF }
+    }
+
+    fn read_target(&mut self, target: Target, to: &mut [u8]) {
+        match target {
+            Target::Ram(at) => match to.len() {
+                1 => to.copy_from_slice(&self.ram.load::<u8>(at).to_le_bytes()),
+                2 => to.copy_from_slice(&self.ram.load::<u16>(at).to_le_bytes()),
+                4 => to.copy_from_slice(&self.ram.load::<u32>(at).to_le_bytes()),
+                8 => to.copy_from_slice(&self.ram.load::<u64>(at).to_le_bytes()),
+                _ => self.ram.load_bytes(at, to),
+            },
+            Target::Mmio(gpa) => {
+                let mut at = gpa;
+                for piece in to.chunks_mut(8) {
+                    self.mmio_read(at, piece);
+                    at += piece.len() as u64;
+                }
+            }
+        }
+    }
+
+    fn write_target(&mut self, target: Target, from: &[u8]) {
+        match target {
+            Target::Ram(at) => {
+                self.ram.store_bytes(at, from);
+                self.code_page_written(at >> 12);
+            }
+            Target::Mmio(gpa) => {
+                let mut at = gpa;
+                for piece in from.chunks(8) {
+                    self.mmio_write(at, piece);
+                    at += piece.len() as u64;
+                }
+            }
+        }
+    }
+
+    /// RAM page `page` was written by this vCPU: cached code of it goes, here and elsewhere.
+    pub(crate) fn code_page_written(&mut self, page: u64) {
+        if self.ram.tracks(page) & Track::Code as u8 != 0 {
+            self.shared.code_written(page, Some(self.id as usize));
+            self.stale_code.push(page);
+            self.me.attention.fetch_or(attention::CODE, SeqCst);
+        }
+    }
+
+    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) {
+        if self.apic.mmio_base() == Some(gpa & !0xFFF) {
+            // Registers are 32 bits wide, 16 bytes apart.
+            let value = self.apic.mmio_read((gpa & 0xFF0) as u32);
+            let raw = u64::from(value) >> ((gpa & 0xF) * 8).min(63);
+            let n = data.len().min(8);
+            data[..n].copy_from_slice(&raw.to_le_bytes()[..n]);
+        } else if let Some(io) = &self.io {
+            io.mmio_read(Gpa(gpa), data);
+        }
+    }
+
+    fn mmio_write(&mut self, gpa: u64, data: &[u8]) {
+        if self.apic.mmio_base() == Some(gpa & !0xFFF) {
+            if gpa & 0xF == 0 && data.len() >= 4 {
+                let value = u32::from_le_bytes([data[0], data[1], data[2], data[3]]);
+                let action = self.apic.mmio_write((gpa & 0xFF0) as u32, value);
+                self.apic_action(action);
+            }
+        } else if let Some(io) = &self.io {
+            io.mmio_write(Gpa(gpa), data);
+        }
+    }
+
+    /// Does what a write to the local APIC asks for.
+    pub(crate) fn apic_action(&mut self, action: ApicAction) {
+        // Whatever was written, another interrupt may be deliverable now.
+        self.me.attention.fetch_or(attention::IRQ, SeqCst);
+        match action {
+            ApicAction::None | ApicAction::BaseChanged { .. } => {}
+            ApicAction::Eoi { vector } => {
+                if let Some(io) = &self.io {
+                    io.eoi(vector);
+                }
+            }
+            ApicAction::Ipi(command) => {
+                let shared = &self.shared;
+                apic::route::deliver_ipi(&command, self.id as usize, &shared.inboxes, |n| {
+                    shared.vcpus[n].signal(attention::IRQ);
+                });
+            }
+        }
+    }
+
+    /// RAM behind a linear run that stays in its page, for block operations.
+    fn block_target(&mut self, linear: u64, access: Access) -> Result<Option<u64>, Fault> {
+        let index = self.cpu.mmu_index;
+        let e = self.tlb.entry(index, linear);
+        let offset = linear ^ if access == Access::Write { e.write } else { e.read };
+        if offset < 4096 {
+            return Ok(Some(e.host + offset));
+        }
+        let target = if access == Access::Write {
+            self.translate_write(index, linear)?
+        } else {
+            self.translate(index, linear, access)?
+        };
+        Ok(match target {
+            Target::Ram(at) => Some(at),
+            Target::Mmio(_) => None,
+        })
+    }
+}
+
+impl Core for SoftCore {
+    #[inline(always)]
+    fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+    #[inline(always)]
+    fn cpu_mut(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    #[inline(always)]
+    fn load<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
+        self.load_at(self.cpu.mmu_index, linear)
+    }
+    #[inline(always)]
+    fn store<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
+        self.store_at(self.cpu.mmu_index, linear, value)
+    }
+    #[inline(always)]
+    fn modify<T: Word>(&mut self, linear: u64, f: impl FnOnce(T) -> T) -> Result<T, Fault> {
+        let e = self.tlb.entry(self.cpu.mmu_index, linear);
+        let offset = linear ^ e.write;
+        if offset <= 4096 - u64::from(T::BYTES) {
+            let at = e.host + offset;
+            let old = self.ram.load::<T>(at);
+            self.ram.store(at, f(old));
+            return Ok(old);
+        }
+        // The write side first: a page that cannot be written faults as a write.
+        self.probe(linear, u64::from(T::BYTES), true)?;
+        let old = self.load::<T>(linear)?;
+        self.store(linear, f(old))?;
+        Ok(old)
+    }
+
+    fn modify_locked<T: Word>(&mut self, linear: u64, mut f: impl FnMut(T) -> T) -> Result<T, Fault> {
+        let bytes = u64::from(T::BYTES);
+        if linear & 0xFFF > 4096 - bytes {
+            // Across two pages there is no host instruction: all such accesses exclude each other.
+            self.probe(linear, bytes, true)?;
+            let shared = self.shared.clone();
+            let _one_at_a_time = shared.split_lock.lock();
+            return self.modify(linear, f);
+        }
+        let index = self.cpu.mmu_index;
+        let e = self.tlb.entry(index, linear);
+        let offset = linear ^ e.write;
+        let at = if offset <= 4096 - bytes {
+            e.host + offset
+        } else {
+            match self.translate_write(index, linear)? {
+                Target::Ram(at) => at,
+                Target::Mmio(_) => return self.modify(linear, f),
+            }
+        };
+        let mut old = self.ram.load::<T>(at);
+        loop {
+            let seen = self.ram.compare_exchange(at, old, f(old));
+            if seen == old {
+                break;
+            }
+            old = seen;
+        }
+        if offset > 4096 - bytes {
+            self.code_page_written(at >> 12);
+        }
+        Ok(old)
+    }
+
+    fn compare_exchange_16(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
+        match self.translate_write(self.cpu.mmu_index, linear)? {
+            Target::Ram(at) => {
+                let old = self.ram.compare_exchange_16(at, expected, new);
+                self.code_page_written(at >> 12);
+                Ok(old)
+            }
+            target @ Target::Mmio(_) => {
+                let mut raw = [0; 16];
+                self.read_target(target, &mut raw);
+                let old = u128::from_le_bytes(raw);
+                self.write_target(target, &if old == expected { new } else { old }.to_le_bytes());
+                Ok(old)
+            }
+        }
+    }
+
+    fn load_bytes(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let index = self.cpu.mmu_index;
+        let e = self.tlb.entry(index, linear);
+        let offset = linear ^ e.read;
+        if offset < 4096 && buf.len() as u64 <= 4096 - offset {
+            self.ram.load_bytes(e.host + offset, buf);
+            return Ok(());
+        }
+        self.read_pieces(index, linear, buf)
+    }
+    fn store_bytes(&mut self, linear: u64, buf: &[u8]) -> Result<(), Fault> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let index = self.cpu.mmu_index;
+        let e = self.tlb.entry(index, linear);
+        let offset = linear ^ e.write;
+        if offset < 4096 && buf.len() as u64 <= 4096 - offset {
+            self.ram.store_bytes(e.host + offset, buf);
+            return Ok(());
+        }
+        self.write_pieces(index, linear, buf)
+    }
+    fn probe(&mut self, linear: u64, len: u64, write: bool) -> Result<(), Fault> {
+        let index = self.cpu.mmu_index;
+        let last = self.wrap(linear.wrapping_add(len.max(1) - 1));
+        for at in [linear, last] {
+            if write {
+                self.translate_write(index, at)?;
+            } else {
+                self.translate(index, at, Access::Read)?;
+            }
+            if (linear ^ last) & !0xFFF == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_system<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
+        self.load_at(self.system_index(), linear)
+    }
+    fn store_system<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
+        self.store_at(self.system_index(), linear, value)
+    }
+    fn load_physical(&mut self, gpa: u64) -> u64 {
+        match self.ram.offset(gpa, 8) {
+            Some(at) => self.ram.load(at),
+            None => 0,
+        }
+    }
+
+    fn copy(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Fault> {
+        let Some(source) = self.block_target(from, Access::Read)? else { return Ok(0) };
+        let Some(target) = self.block_target(to, Access::Write)? else { return Ok(0) };
+        // A copy onto itself a few bytes further repeats in units of its elements: one by one.
+        if target.wrapping_sub(source) < 8 {
+            return Ok(0);
+        }
+        self.ram.copy_within(source, target, len);
+        self.code_page_written(target >> 12);
+        Ok(len)
+    }
+    fn fill<T: Word>(&mut self, to: u64, value: T, len: u64) -> Result<u64, Fault> {
+        let Some(target) = self.block_target(to, Access::Write)? else { return Ok(0) };
+        let bytes = value.zext().to_le_bytes();
+        if bytes[..T::BYTES as usize].iter().all(|b| *b == bytes[0]) {
+            self.ram.fill_bytes(target, bytes[0], len);
+        } else {
+            for at in (0..len).step_by(T::BYTES as usize) {
+                self.ram.store(target + at, value);
+            }
+        }
+        self.code_page_written(target >> 12);
+        Ok(len)
+    }
+
+    fn port_in(&mut self, port: u16, bytes: u8) -> u32 {
+        let mut raw = [0xFF; 4];
+        let n = usize::from(bytes).min(4);
+        if let Some(io) = &self.io {
+            io.pio_read(port, &mut raw[..n]);
+        }
+        let mask = if n == 4 { u32::MAX } else { (1 << (n * 8)) - 1 };
+        u32::from_le_bytes(raw) & mask
+    }
+    fn port_out(&mut self, port: u16, bytes: u8, value: u32) {
+        if let Some(io) = &self.io {
+            io.pio_write(port, &value.to_le_bytes()[..usize::from(bytes).min(4)]);
+        }
+    }
+
+    fn tsc(&mut self) -> u64 {
+        self.apic.clock().tsc()
+    }
+    /// SplitMix64 over a state that the machine's clock keeps moving: good enough for what guests mix into
+    /// their own pools; the real source of entropy is virtio-rng.
+    fn random(&mut self) -> u64 {
+        self.random_state = self
+            .random_state
+            .wrapping_add(0x9E37_79B9_7F4A_7C15)
+            .wrapping_add(self.shared.clock.wall_ns() << 20);
+        let mut z = self.random_state;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        self.cpuid_leaf(leaf, subleaf)
+    }
+    fn has_feature(&self, feature: Feature) -> bool {
+        self.shared.model.features.has(feature)
+    }
+    fn engine_msr_read(&mut self, msr: u32) -> Option<Result<u64, Fault>> {
+        self.read_engine_msr(msr)
+    }
+    fn engine_msr_write(&mut self, msr: u32, value: u64) -> Option<Result<(), Fault>> {
+        self.write_engine_msr(msr, value)
+    }
+    fn tpr(&mut self) -> u8 {
+        self.apic.tpr()
+    }
+    fn set_tpr(&mut self, value: u8) {
+        self.apic.set_tpr(value);
+        self.me.attention.fetch_or(attention::IRQ, SeqCst);
+    }
+
+    fn paging_changed(&mut self, change: PagingChange) {
+        match change {
+            // One address space is cached at a time, so that entries of another PCID are never here.
+            PagingChange::Cr3 { .. } | PagingChange::AllNonGlobal | PagingChange::Pcid(_) => {
+                self.tlb.flush_non_global();
+            }
+            PagingChange::All => self.tlb.flush_all(),
+            PagingChange::Address { linear, .. } => self.tlb.flush_page(linear),
+        }
+    }
+    fn invalidate_page(&mut self, linear: u64) {
+        self.tlb.flush_page(linear);
+    }
+    fn pause(&mut self) {
+        self.pauses += 1;
+        if self.pauses >= 1000 {
+            self.pauses = 0;
+            sync::relax();
+        }
+    }
+}

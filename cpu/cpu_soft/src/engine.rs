@@ -1,0 +1,173 @@
+//! The engine's face to the machine: [`SoftHypervisor`], [`SoftPartition`], and [`SoftVcpu`] as a `Vcpu`.
+
+use crate::core::{NO_PAGE, SoftCore};
+use crate::msr::EngineMsrs;
+use crate::run::SoftVcpu;
+use crate::shared::{Shared, attention};
+use crate::tlb::Tlb;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use apic::{ApicClock, LocalApic, Message};
+use core::sync::atomic::Ordering::SeqCst;
+use hypervisor::{
+    Capabilities, EngineError, Hypervisor, IrqSink, Kicker, Msi, MsiRoute, MsiSink, Partition,
+    PartitionLayout, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
+};
+use saved_state::{RestoreError, StateBlob};
+use sync::Mutex;
+use x86_defs::cpuid::{Feature, FeatureSet};
+use x86_emulate::Cpu;
+
+/// Most vCPUs in a partition: 8-bit APIC ids, without the broadcast one.
+pub const MAX_VCPUS: u32 = 254;
+
+/// The engine. It has no state of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SoftHypervisor;
+
+impl Hypervisor for SoftHypervisor {
+    fn capabilities(&self) -> Capabilities {
+        let mut features = FeatureSet::EMPTY;
+        Feature::ALL.iter().for_each(|f| features.insert(*f));
+        Capabilities { name: "soft", max_vcpus: MAX_VCPUS, features, tsc_scaling: true }
+    }
+
+    fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {
+        if layout.vcpus > MAX_VCPUS {
+            return Err(EngineError::TooManyVcpus { asked: layout.vcpus, max: MAX_VCPUS });
+        }
+        let missing = self.capabilities().features.missing_from(layout.cpu_model.features);
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.iter().map(Feature::name).collect();
+            return Err(EngineError::Features(names.join(", ")));
+        }
+        Ok(Box::new(SoftPartition { shared: Shared::new(layout) }))
+    }
+}
+
+/// A partition of the `soft` engine.
+pub struct SoftPartition {
+    shared: Arc<Shared>,
+}
+
+impl Partition for SoftPartition {
+    fn create_vcpu(&self, id: u32, waker: Arc<dyn Wake>) -> Result<Box<dyn Vcpu>, EngineError> {
+        let me = self.shared.vcpus.get(id as usize).ok_or(EngineError::VcpuNumber(id))?.clone();
+        if !me.set_waker(waker) {
+            return Err(EngineError::VcpuNumber(id));
+        }
+        let shared = self.shared.clone();
+        let clock = ApicClock { clock: shared.clock.clone(), tsc_khz: shared.tsc_khz, tsc_offset: 0 };
+        let core = SoftCore {
+            cpu: Cpu::default(),
+            tlb: Tlb::new(),
+            ram: shared.ram.clone(),
+            apic: LocalApic::new(id, id == 0, me.inbox.clone(), clock),
+            me,
+            id,
+            io: None,
+            block_page: NO_PAGE,
+            single: false,
+            stale_code: Vec::new(),
+            msr: EngineMsrs::default(),
+            random_state: shared.clock.wall_ns() ^ u64::from(id) << 56,
+            pauses: 0,
+            shared,
+        };
+        Ok(Box::new(SoftVcpu::with_core(Box::new(core), id != 0)))
+    }
+
+    fn irq_sink(&self) -> Arc<dyn IrqSink> {
+        Arc::new(Sink(self.shared.clone()))
+    }
+    fn msi_sink(&self) -> Arc<dyn MsiSink> {
+        Arc::new(Sink(self.shared.clone()))
+    }
+
+    // Everything is in the vCPUs: local APICs, posted interrupts included.
+    fn save(&self) -> Result<Vec<StateBlob>, EngineError> {
+        Ok(Vec::new())
+    }
+    fn restore(&self, blobs: &[StateBlob]) -> Result<(), RestoreError> {
+        match blobs.first() {
+            None => Ok(()),
+            Some(b) => Err(RestoreError::Kind { got: b.kind.clone(), expected: "nothing".into() }),
+        }
+    }
+    fn reset(&self) {}
+}
+
+struct Sink(Arc<Shared>);
+
+impl IrqSink for Sink {
+    fn deliver(&self, msi: Msi) {
+        if let Some(message) = Message::from_msi(msi.address, msi.data) {
+            self.0.deliver(&message);
+        }
+    }
+    // EOIs of all level-triggered vectors are reported: no filter to keep.
+    fn set_ioapic_route(&self, _pin: u32, _msi: Option<Msi>, _trigger: Trigger) {}
+    fn pic_line_changed(&self, level: bool) {
+        let Some(boot) = self.0.vcpus.first() else { return };
+        if boot.inbox.set_extint_line(level) {
+            boot.signal(attention::IRQ);
+        }
+    }
+}
+
+impl MsiSink for Sink {
+    fn route(&self) -> Result<Box<dyn MsiRoute>, EngineError> {
+        Ok(Box::new(Route { shared: self.0.clone(), state: Mutex::new((None, true)) }))
+    }
+}
+
+/// The message (if it is one) and whether it is masked.
+struct Route {
+    shared: Arc<Shared>,
+    state: Mutex<(Option<Message>, bool)>,
+}
+
+impl MsiRoute for Route {
+    fn set(&self, msi: Msi) {
+        *self.state.lock() = (Message::from_msi(msi.address, msi.data), false);
+    }
+    fn fire(&self) {
+        let (message, masked) = *self.state.lock();
+        if let Some(message) = message.filter(|_| !masked) {
+            self.shared.deliver(&message);
+        }
+    }
+    fn mask(&self, masked: bool) {
+        self.state.lock().1 = masked;
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn id(&self) -> u32 {
+        self.core.id
+    }
+    fn run(&mut self, io: &Arc<dyn VcpuIo>) -> VcpuExit {
+        self.run_guest(io)
+    }
+    fn kicker(&self) -> Kicker {
+        Kicker::new(self.core.me.clone())
+    }
+    fn save(&mut self) -> Result<VcpuState, EngineError> {
+        Ok(self.state())
+    }
+    fn restore(&mut self, state: &VcpuState) -> Result<(), RestoreError> {
+        self.set_state(state)
+    }
+    fn reset(&mut self) {
+        let core = &mut *self.core;
+        core.cpu = Cpu::default();
+        core.tlb.flush_all();
+        core.apic.reset();
+        core.apic.set_tsc_offset(0);
+        core.msr = EngineMsrs::default();
+        core.me.attention.fetch_or(attention::IRQ, SeqCst);
+        self.wait_for_sipi = core.id != 0;
+        self.nmi_pending = false;
+    }
+}

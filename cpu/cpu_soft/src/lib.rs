@@ -1,0 +1,27 @@
+//! The `soft` engine: runs a whole guest in software, on any host.
+//!
+//! - [`SoftHypervisor`] makes partitions; `engine.rs` is its face to the machine.
+//! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between.
+//! - `block.rs`: decoded code; `mmu.rs` and `tlb.rs`: paging; `core.rs`: memory as instructions see it.
+//! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
+//! - `msr.rs`: MSRs of the engine, kvmclock; `cpuid.rs`; `state.rs`: to and from `VcpuState`.
+//!
+//! What instructions do is `x86_emulate`'s. Safe Rust: guest RAM is reached through checked offsets.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod block;
+mod core;
+mod cpuid;
+mod engine;
+mod mmu;
+mod msr;
+mod run;
+mod shared;
+mod state;
+mod tlb;
+
+pub use engine::{SoftHypervisor, SoftPartition};
+pub use run::SoftVcpu;

@@ -1,0 +1,408 @@
+//! The loop of a vCPU: find the block at RIP, run it, look whether somebody wants something.
+//!
+//! Interrupts, code invalidations and stops are taken between blocks only. After STI and MOV SS, with TF
+//! set, at page ends and when an instruction writes its own page, instructions run one by one.
+
+use crate::block::{self, BlockCache, BlockId, Built};
+use crate::core::{NO_PAGE, SoftCore};
+use crate::mmu::{Access, Target};
+use crate::shared::{CodeNotice, attention};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use hypervisor::{VcpuExit, VcpuIo};
+use x86_defs::{Exception, SegmentIndex, control, flags};
+use x86_emulate::cpu::{PendingException, RIP};
+use x86_emulate::system::interrupts::{self, Kind, Outcome};
+use x86_emulate::{Core, Cpu, Fault, ModeKey, Op, Step};
+
+/// Instructions between two looks at the clock.
+const SLICE: i64 = 16_384;
+
+/// One vCPU of the `soft` engine.
+pub struct SoftVcpu {
+    pub(crate) core: Box<SoftCore>,
+    cache: BlockCache,
+    /// After INIT: waits for SIPI.
+    pub(crate) wait_for_sipi: bool,
+    pub(crate) nmi_pending: bool,
+    /// Instructions executed.
+    pub(crate) instructions: u64,
+}
+
+/// Why `execute` stopped.
+enum Stop {
+    /// Look at attention, clock, HLT.
+    Service,
+    /// The processor is in shutdown.
+    TripleFault,
+}
+
+impl SoftVcpu {
+    pub(crate) fn with_core(core: Box<SoftCore>, wait_for_sipi: bool) -> Self {
+        Self { core, cache: BlockCache::new(), wait_for_sipi, nmi_pending: false, instructions: 0 }
+    }
+
+    /// Runs until the machine has something to decide.
+    pub(crate) fn run_guest(&mut self, io: &Arc<dyn VcpuIo>) -> VcpuExit {
+        self.core.io = Some(io.clone());
+        self.core.me.enter();
+        self.take_notices();
+        let exit = self.run_entered();
+        self.core.me.leave();
+        self.core.io = None;
+        exit
+    }
+
+    fn run_entered(&mut self) -> VcpuExit {
+        loop {
+            if let Some(exit) = self.service() {
+                return exit;
+            }
+            if let Stop::TripleFault = self.execute() {
+                return VcpuExit::TripleFault;
+            }
+        }
+    }
+
+    /// Takes what waits: stops, code notices, timer, interrupts. `Some`: `run` returns.
+    fn service(&mut self) -> Option<VcpuExit> {
+        let core = &mut *self.core;
+        let seen =
+            core.me.attention.fetch_and(!(attention::STOP | attention::IRQ | attention::WINDOW), SeqCst);
+        self.take_notices();
+        if seen & attention::STOP != 0 {
+            // What else was seen is still there for the next entry.
+            self.core.me.attention.fetch_or(seen & attention::IRQ, SeqCst);
+            return Some(VcpuExit::Kicked);
+        }
+        let core = &mut *self.core;
+        core.apic.advance(core.shared.clock.now());
+        let arrived = core.apic.poll_inbox();
+        if arrived.init {
+            self.init();
+        }
+        if let Some(vector) = arrived.sipi.filter(|_| self.wait_for_sipi) {
+            self.start_at(vector);
+        }
+        self.nmi_pending |= arrived.nmi;
+        if self.wait_for_sipi {
+            return Some(VcpuExit::Halted { wake_at: None });
+        }
+        if let Err(exit) = self.deliver_pending() {
+            return Some(exit);
+        }
+        let core = &mut *self.core;
+        core.cpu.halted.then(|| VcpuExit::Halted { wake_at: core.apic.timer_deadline() })
+    }
+
+    /// Delivers the interrupt that is due, if any.
+    fn deliver_pending(&mut self) -> Result<(), VcpuExit> {
+        let core = &mut *self.core;
+        if core.cpu.interrupt_shadow {
+            return Ok(());
+        }
+        let outcome = if self.nmi_pending && !core.cpu.nmi_blocked {
+            self.nmi_pending = false;
+            core.cpu.halted = false;
+            interrupts::deliver_interrupt(core, Exception::Nmi.vector(), Kind::Nmi)
+        } else if core.cpu.rflags & flags::IF == 0 {
+            if core.apic.pending_vector().is_some() || core.apic.wants_extint() {
+                core.me.attention.fetch_or(attention::WINDOW, SeqCst);
+            }
+            return Ok(());
+        } else {
+            let vector = if core.apic.wants_extint() {
+                core.apic.extint_taken();
+                core.io.as_ref().and_then(|io| io.pic_ack())
+            } else {
+                core.apic.acknowledge()
+            };
+            let Some(vector) = vector else { return Ok(()) };
+            core.cpu.halted = false;
+            interrupts::deliver_interrupt(core, vector, Kind::External)
+        };
+        // Another one may wait behind it.
+        core.me.attention.fetch_or(attention::IRQ, SeqCst);
+        if outcome == Outcome::TripleFault { Err(VcpuExit::TripleFault) } else { Ok(()) }
+    }
+
+    /// INIT (SDM vol. 3, 10.1): all but the x87/SSE state and the MSRs is as after power-up.
+    fn init(&mut self) {
+        let old = &self.core.cpu;
+        let fresh = Cpu::default();
+        let cpu = Cpu {
+            x: old.x,
+            msrs: old.msrs,
+            xcr0: old.xcr0,
+            // CD and NW survive.
+            cr0: fresh.cr0 & !(control::CR0_CD | control::CR0_NW)
+                | old.cr0 & (control::CR0_CD | control::CR0_NW),
+            ..fresh
+        };
+        self.core.cpu = cpu;
+        self.core.cpu.refresh();
+        self.core.tlb.flush_all();
+        self.nmi_pending = false;
+        self.wait_for_sipi = self.core.id != 0;
+    }
+
+    /// SIPI: real mode at `vector` × 4 KiB.
+    fn start_at(&mut self, vector: u8) {
+        let cpu = &mut self.core.cpu;
+        let cs = &mut cpu.seg[SegmentIndex::Cs as usize];
+        cs.selector = u16::from(vector) << 8;
+        cs.base = u64::from(vector) << 12;
+        cpu.gpr[RIP] = 0;
+        cpu.refresh();
+        self.wait_for_sipi = false;
+    }
+
+    /// Drops what others (or its own stores) made stale.
+    fn take_notices(&mut self) {
+        let core = &mut *self.core;
+        let (tlb, cache) = (&mut core.tlb, &mut self.cache);
+        core.me.take_notices(|notice| match notice {
+            CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
+            CodeNotice::Invalidate(page) => cache.drop_page(page),
+        });
+        for page in core.stale_code.drain(..) {
+            cache.drop_page(page);
+        }
+    }
+
+    /// Linear address of RIP.
+    #[inline(always)]
+    fn linear_ip(&self) -> u64 {
+        let cpu = &self.core.cpu;
+        if cpu.mode.has(ModeKey::LONG) {
+            cpu.gpr[RIP]
+        } else {
+            cpu.seg_base[SegmentIndex::Cs as usize].wrapping_add(cpu.gpr[RIP]) & 0xFFFF_FFFF
+        }
+    }
+
+    /// Runs blocks until something else has to be looked at.
+    fn execute(&mut self) -> Stop {
+        let mut budget = SLICE;
+        loop {
+            let mode = self.core.cpu.mode;
+            if self.core.cpu.interrupt_shadow || mode.has(ModeKey::TRAP) {
+                return self.run_single();
+            }
+            let linear = self.linear_ip();
+            let exec_id = self.core.tlb.exec_id(mode.cpl() == 3, linear);
+            let known = self.cache.jump(linear, mode, exec_id);
+            let id = match known.filter(|id| self.cache.get(*id).is_some()) {
+                Some(id) => id,
+                None => match self.find_block(linear) {
+                    Ok(Some(id)) => id,
+                    Ok(None) => return self.run_single(),
+                    Err(Fault) => return self.deliver_fault(self.core.cpu.gpr[RIP]),
+                },
+            };
+            let Some((block, ops)) = self.cache.get(id) else { return Stop::Service };
+            let core = &mut *self.core;
+            if mode.0 & (ModeKey::LONG | ModeKey::FLAT_CS) == 0 && exceeds_cs(&core.cpu, block.bytes) {
+                return self.run_single();
+            }
+            core.block_page = block.page;
+            budget -= i64::from(block.instructions);
+            self.instructions += u64::from(block.instructions);
+            let mut at = 0;
+            let step = loop {
+                // The closing operation never says `Next`.
+                let op = &ops[at];
+                let step = (op.run)(core, op);
+                if step != Step::Next {
+                    break step;
+                }
+                at += 1;
+            };
+            match step {
+                Step::Branch => {
+                    let wanted = core.me.attention.load(Relaxed);
+                    if wanted != 0 && (wanted & !attention::WINDOW != 0 || core.cpu.rflags & flags::IF != 0) {
+                        return Stop::Service;
+                    }
+                    if budget <= 0 {
+                        return Stop::Service;
+                    }
+                }
+                Step::Fault => {
+                    let op = ops[at];
+                    let stop = self.fault_at(&op);
+                    if let Stop::TripleFault = stop {
+                        return stop;
+                    }
+                    if self.core.me.attention.load(Relaxed) != 0 {
+                        return Stop::Service;
+                    }
+                }
+                Step::Exit | Step::Next => return Stop::Service,
+            }
+        }
+    }
+
+    /// The block at `linear`; `None` if its first instruction must be run by itself.
+    fn find_block(&mut self, linear: u64) -> Result<Option<BlockId>, Fault> {
+        let core = &mut *self.core;
+        let mode = core.cpu.mode;
+        let index = core.cpu.mmu_index;
+        let entry = core.tlb.entry(index, linear);
+        let offset = linear ^ entry.exec;
+        let at = if offset < 4096 {
+            entry.host + offset
+        } else {
+            match core.translate(index, linear, Access::Fetch)? {
+                Target::Ram(at) => at,
+                Target::Mmio(_) => return Ok(None),
+            }
+        };
+        let id = match self.cache.find(at, mode) {
+            Some(id) => id,
+            None => match self.build_block(at, mode) {
+                Some(id) => id,
+                None => return Ok(None),
+            },
+        };
+        let exec_id = self.core.tlb.exec_id(mode.cpl() == 3, linear);
+        self.cache.remember(linear, mode, exec_id, id);
+        Ok(Some(id))
+    }
+
+    fn build_block(&mut self, at: u64, mode: ModeKey) -> Option<BlockId> {
+        let core = &mut *self.core;
+        let (tlb, cache, me) = (&mut core.tlb, &mut self.cache, &core.me);
+        let new = core.shared.protect_code(at >> 12, core.id as usize, || {
+            me.take_notices(|notice| match notice {
+                CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
+                CodeNotice::Invalidate(page) => cache.drop_page(page),
+            });
+        });
+        if new {
+            core.tlb.revoke_write(at & !0xFFF);
+        }
+        let mut bytes = [0; block::MAX_OPS * x86_decode::MAX_LENGTH];
+        let len = ((4096 - (at & 0xFFF)) as usize).min(bytes.len());
+        core.ram.load_bytes(at, &mut bytes[..len]);
+        match block::build(&bytes[..len], mode, core.shared.model.features, block::MAX_OPS) {
+            Built::Ops(ops) => Some(self.cache.insert(at, mode, &ops)),
+            Built::CrossesEnd => None,
+        }
+    }
+
+    /// An operation of a block faulted.
+    fn fault_at(&mut self, op: &Op<SoftCore>) -> Stop {
+        let core = &mut *self.core;
+        let ip = if core.cpu.exc.is_trap { op.next_ip(core) } else { op.ip(core) };
+        if core.cpu.exc.vector.is_none() {
+            // A store into the block's own page: that instruction once more, by itself.
+            core.cpu.gpr[RIP] = ip;
+            return self.run_single();
+        }
+        self.deliver_fault(ip)
+    }
+
+    /// Delivers the exception in `cpu.exc`; RIP is `ip`.
+    fn deliver_fault(&mut self, ip: u64) -> Stop {
+        let core = &mut *self.core;
+        core.cpu.gpr[RIP] = ip;
+        core.cpu.interrupt_shadow = false;
+        let pending = core::mem::take(&mut core.cpu.exc);
+        match interrupts::deliver_exception(core, pending) {
+            Outcome::TripleFault => Stop::TripleFault,
+            Outcome::Delivered => Stop::Service,
+        }
+    }
+
+    /// Runs the one instruction at RIP, from bytes that may cross pages and may change under it.
+    fn run_single(&mut self) -> Stop {
+        let ip = self.core.cpu.gpr[RIP];
+        let trap = self.core.cpu.mode.has(ModeKey::TRAP);
+        self.core.cpu.interrupt_shadow = false;
+        self.core.cpu.shadow_blocks_debug = false;
+        self.core.block_page = NO_PAGE;
+        let ops = match self.fetch_single() {
+            Ok(ops) => ops,
+            Err(Fault) => return self.deliver_fault(ip),
+        };
+        self.instructions += 1;
+        let core = &mut *self.core;
+        core.single = true;
+        let step = ops.iter().map(|op| (op.run)(core, op)).find(|step| *step != Step::Next);
+        core.single = false;
+        if step == Some(Step::Fault) {
+            let ip = if core.cpu.exc.is_trap { ops[0].next_ip(core) } else { ip };
+            return self.deliver_fault(ip);
+        }
+        if trap && !core.cpu.shadow_blocks_debug {
+            core.cpu.exc = PendingException {
+                vector: Some(Exception::Debug),
+                error_code: 0,
+                address: control::DR6_BS,
+                is_trap: true,
+            };
+            let ip = core.cpu.gpr[RIP];
+            return self.deliver_fault(ip);
+        }
+        Stop::Service
+    }
+
+    fn fetch_single(&mut self) -> Result<Vec<Op<SoftCore>>, Fault> {
+        let core = &mut *self.core;
+        let mode = core.cpu.mode;
+        let mut bytes = Vec::with_capacity(x86_decode::MAX_LENGTH);
+        let mut whole = x86_decode::MAX_LENGTH;
+        let segmented = mode.0 & (ModeKey::LONG | ModeKey::FLAT_CS) == 0;
+        if segmented {
+            let limit = u64::from(core.cpu.segment(SegmentIndex::Cs).limit);
+            let left = (limit + 1).saturating_sub(core.cpu.gpr[RIP]);
+            whole = whole.min(left as usize);
+        }
+        let start = self.linear_ip();
+        let core = &mut *self.core;
+        while bytes.len() < whole {
+            let linear = start.wrapping_add(bytes.len() as u64);
+            let linear = if mode.is_long() { linear } else { linear & 0xFFFF_FFFF };
+            let take = ((4096 - (linear & 0xFFF)) as usize).min(whole - bytes.len());
+            core.fetch_bytes(linear, take, &mut bytes)?;
+            match block::build(&bytes, mode, core.shared.model.features, 1) {
+                Built::Ops(ops) => return Ok(ops),
+                Built::CrossesEnd => {}
+            }
+        }
+        // Longer than an instruction may be, or beyond CS's limit.
+        Err(core.gp(0))
+    }
+}
+
+/// Whether a block of `bytes` reaches beyond CS's limit.
+fn exceeds_cs(cpu: &Cpu, bytes: u16) -> bool {
+    let last = cpu.gpr[RIP] + u64::from(bytes.max(1)) - 1;
+    last > u64::from(cpu.segment(SegmentIndex::Cs).limit)
+}
+
+impl SoftCore {
+    /// Appends `len` bytes of code at `linear` (within a page).
+    fn fetch_bytes(&mut self, linear: u64, len: usize, to: &mut Vec<u8>) -> Result<(), Fault> {
+        let start = to.len();
+        match self.translate(self.cpu.mmu_index, linear, Access::Fetch)? {
+            Target::Ram(at) => {
+                to.resize(start + len, 0);
+                self.ram.load_bytes(at, &mut to[start..]);
+            }
+            Target::Mmio(gpa) => {
+                for i in 0..len as u64 {
+                    let mut byte = [0xFF];
+                    if let Some(io) = &self.io {
+                        io.mmio_read(guest_memory::Gpa(gpa + i), &mut byte);
+                    }
+                    to.push(byte[0]);
+                }
+            }
+        }
+        Ok(())
+    }
+}

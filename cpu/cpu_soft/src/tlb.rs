@@ -1,0 +1,298 @@
+//! The soft TLB: from a linear page to a page of the RAM span, checked by one comparison.
+//!
+//! Three direct-mapped arrays, one for each way data is accessed: user, supervisor without AC (SMAP bites),
+//! supervisor with AC or without SMAP. An entry has a tag for reading, writing and executing; an access is
+//! allowed if `address ^ tag` is below the page size, which also catches the end of the page. Invariants:
+//! - `write` is a valid tag only if the PTE is dirty and writable, and no code of the page is cached.
+//! - Only RAM is entered: MMIO always takes the slow path.
+//!
+//! The layout (32-byte entries, one index for all) is what translated code will address.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+/// Entries in each array.
+pub const ENTRIES: usize = 512;
+const PAGE: u64 = !0xFFF;
+
+/// One entry. `host` is the page's offset in the RAM span.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct TlbEntry {
+    /// Tag for reads.
+    pub read: u64,
+    /// Tag for writes.
+    pub write: u64,
+    /// Tag for instruction fetches.
+    pub exec: u64,
+    /// Offset of the page in the RAM span.
+    pub host: u64,
+}
+
+/// What a walk found, to be entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// Linear page.
+    pub linear: u64,
+    /// Offset of the page in the RAM span.
+    pub host: u64,
+    /// May be read.
+    pub read: bool,
+    /// May be written without a look (dirty already, no code).
+    pub write: bool,
+    /// May be executed.
+    pub exec: bool,
+    /// Survives a load of CR3.
+    pub global: bool,
+    /// Bytes of the guest's page.
+    pub page_bytes: u64,
+}
+
+/// One array with its bookkeeping.
+struct Side {
+    entries: Box<[TlbEntry; ENTRIES]>,
+    used: [u64; ENTRIES / 64],
+    global: [u64; ENTRIES / 64],
+}
+
+/// See the module's header.
+pub struct Tlb {
+    sides: [Side; 3],
+    /// Identity of the (linear page, host page) mapping that each slot can execute: [supervisor, user].
+    /// 0: none. Caches of decoded code compare it; it never comes back for another mapping.
+    exec_id: [Box<[u32; ENTRIES]>; 2],
+    ids: Ids,
+    /// Linear range that holds every large page entered since the last full flush.
+    large: Option<(u64, u64)>,
+}
+
+/// The tag that matches nothing in slot `slot`: an address whose slot differs.
+#[inline(always)]
+const fn invalid_tag(slot: usize) -> u64 {
+    ((slot ^ 1) as u64) << 12
+}
+
+/// Slot of a linear address.
+#[inline(always)]
+pub fn slot_of(linear: u64) -> usize {
+    (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+impl Side {
+    fn new() -> Self {
+        let mut entries = Box::new([TlbEntry { read: 0, write: 0, exec: 0, host: 0 }; ENTRIES]);
+        for (slot, e) in entries.iter_mut().enumerate() {
+            let tag = invalid_tag(slot);
+            (e.read, e.write, e.exec) = (tag, tag, tag);
+        }
+        Self { entries, used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] }
+    }
+
+    fn drop_slot(&mut self, slot: usize) {
+        let tag = invalid_tag(slot);
+        let e = &mut self.entries[slot];
+        (e.read, e.write, e.exec) = (tag, tag, tag);
+        self.used[slot / 64] &= !(1 << (slot % 64));
+        self.global[slot / 64] &= !(1 << (slot % 64));
+    }
+
+    /// Whether the slot has an entry for the page of `linear`.
+    fn holds(&self, slot: usize, linear: u64) -> bool {
+        let e = &self.entries[slot];
+        [e.read, e.write, e.exec].iter().any(|tag| (tag ^ linear) & PAGE == 0)
+    }
+}
+
+impl Tlb {
+    /// An empty TLB.
+    pub fn new() -> Self {
+        let none = || -> Box<[u32; ENTRIES]> { Box::new([0; ENTRIES]) };
+        Self {
+            sides: [Side::new(), Side::new(), Side::new()],
+            exec_id: [none(), none()],
+            ids: Ids::new(),
+            large: None,
+        }
+    }
+
+    /// The entry that an access at `linear` would use.
+    #[inline(always)]
+    pub fn entry(&self, index: u8, linear: u64) -> &TlbEntry {
+        &self.sides[usize::from(index).min(2)].entries[slot_of(linear)]
+    }
+
+    /// Identity of the executable mapping in `linear`'s slot, for user (`true`) or supervisor code; 0 if none.
+    #[inline(always)]
+    pub fn exec_id(&self, user: bool, linear: u64) -> u32 {
+        self.exec_id[usize::from(user)][slot_of(linear)]
+    }
+
+    /// Enters a mapping for accesses of kind `index`.
+    pub fn insert(&mut self, index: u8, m: &Mapping) {
+        let slot = slot_of(m.linear);
+        let page = m.linear & PAGE;
+        let no = invalid_tag(slot);
+        let side = &mut self.sides[usize::from(index).min(2)];
+        let tag = |allowed: bool| if allowed { page } else { no };
+        side.entries[slot] =
+            TlbEntry { read: tag(m.read), write: tag(m.write), exec: tag(m.exec), host: m.host };
+        side.used[slot / 64] |= 1 << (slot % 64);
+        let bit = 1 << (slot % 64);
+        if m.global {
+            side.global[slot / 64] |= bit;
+        } else {
+            side.global[slot / 64] &= !bit;
+        }
+        // An identity stands only while its mapping is in the slot, so that a flush of the slot finds it.
+        let user = index == 0;
+        self.exec_id[usize::from(user)][slot] = if m.exec { self.ids.get(page, m.host, user) } else { 0 };
+        if m.page_bytes > 4096 {
+            let start = m.linear & !(m.page_bytes - 1);
+            let end = start | (m.page_bytes - 1);
+            let (s, e) = self.large.unwrap_or((start, end));
+            self.large = Some((s.min(start), e.max(end)));
+        }
+    }
+
+    /// Forgets everything.
+    pub fn flush_all(&mut self) {
+        self.large = None;
+        self.flush(|_| u64::MAX);
+    }
+
+    /// Forgets everything that is not global (a load of CR3).
+    pub fn flush_non_global(&mut self) {
+        self.flush(|global| !global);
+    }
+
+    fn flush(&mut self, which: impl Fn(u64) -> u64) {
+        for (index, side) in self.sides.iter_mut().enumerate() {
+            for word in 0..ENTRIES / 64 {
+                let mut bits = side.used[word] & which(side.global[word]);
+                while bits != 0 {
+                    let slot = word * 64 + bits.trailing_zeros() as usize;
+                    side.drop_slot(slot);
+                    self.exec_id[usize::from(index == 0)][slot] = 0;
+                    bits &= bits - 1;
+                }
+            }
+        }
+    }
+
+    /// Forgets the page of `linear` (INVLPG): all of a large page if it may be one.
+    pub fn flush_page(&mut self, linear: u64) {
+        if self.large.is_some_and(|(start, end)| (start..=end).contains(&linear)) {
+            return self.flush_all();
+        }
+        let slot = slot_of(linear);
+        for side in &mut self.sides {
+            if side.holds(slot, linear) {
+                side.drop_slot(slot);
+            }
+        }
+        self.exec_id[0][slot] = 0;
+        self.exec_id[1][slot] = 0;
+    }
+
+    /// Takes the right to write without a look from every mapping of the RAM page at `host`.
+    pub fn revoke_write(&mut self, host: u64) {
+        for side in &mut self.sides {
+            for word in 0..ENTRIES / 64 {
+                let mut bits = side.used[word];
+                while bits != 0 {
+                    let slot = word * 64 + bits.trailing_zeros() as usize;
+                    let e = &mut side.entries[slot];
+                    if e.host == host {
+                        e.write = invalid_tag(slot);
+                    }
+                    bits &= bits - 1;
+                }
+            }
+        }
+    }
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Identities of executable mappings, remembered across flushes so that decoded code found by them stays
+/// reachable after a change of address space and back.
+struct Ids {
+    known: Box<[(u64, u64, u32)]>,
+    next: u32,
+}
+
+impl Ids {
+    const SIZE: usize = 4096;
+
+    fn new() -> Self {
+        Self { known: vec![(0, 0, 0); Self::SIZE].into_boxed_slice(), next: 0 }
+    }
+
+    fn get(&mut self, page: u64, host: u64, user: bool) -> u32 {
+        let key = page | u64::from(user);
+        let hash = (page >> 12).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            ^ (host >> 12).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+        let slot = &mut self.known[(hash >> 40) as usize % Self::SIZE];
+        if *slot != (key, host, slot.2) || slot.2 == 0 {
+            // 2^32 mappings take days of nothing but page faults; identities start over with an empty memory.
+            self.next = self.next.wrapping_add(1).max(1);
+            *slot = (key, host, self.next);
+        }
+        slot.2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(linear: u64, host: u64) -> Mapping {
+        Mapping { linear, host, read: true, write: true, exec: true, global: false, page_bytes: 4096 }
+    }
+    fn readable(tlb: &Tlb, index: u8, linear: u64, bytes: u64) -> bool {
+        linear ^ tlb.entry(index, linear).read <= 4096 - bytes
+    }
+
+    #[test]
+    fn empty_matches_nothing() {
+        let tlb = Tlb::new();
+        for linear in [0, 0x1000, 0x1FF000, u64::MAX & PAGE, 0xFFFF_8000_0000_0000, 0x20_0000] {
+            for index in 0..3 {
+                assert!(!readable(&tlb, index, linear, 1), "{linear:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn insert_revoke_flush() {
+        let mut tlb = Tlb::new();
+        tlb.insert(1, &mapping(0x5000, 0x9000));
+        assert!(
+            readable(&tlb, 1, 0x5FF8, 8) && !readable(&tlb, 1, 0x5FF9, 8) && !readable(&tlb, 0, 0x5000, 1)
+        );
+        let id = tlb.exec_id(false, 0x5000);
+        assert!(id != 0 && tlb.exec_id(true, 0x5000) == 0);
+        tlb.revoke_write(0x9000);
+        assert!(0x5000 ^ tlb.entry(1, 0x5000).write >= 4096);
+        tlb.flush_non_global();
+        assert!(!readable(&tlb, 1, 0x5000, 1) && tlb.exec_id(false, 0x5000) == 0);
+        tlb.insert(1, &mapping(0x5000, 0x9000));
+        assert_eq!(tlb.exec_id(false, 0x5000), id, "the same mapping keeps its identity");
+        tlb.insert(1, &mapping(0x5000, 0xA000));
+        assert_ne!(tlb.exec_id(false, 0x5000), id);
+    }
+
+    #[test]
+    fn global_and_large_pages() {
+        let mut tlb = Tlb::new();
+        tlb.insert(2, &Mapping { global: true, page_bytes: 1 << 21, ..mapping(0x20_3000, 0x3000) });
+        tlb.flush_non_global();
+        assert!(readable(&tlb, 2, 0x20_3000, 1));
+        tlb.flush_page(0x3F_F000);
+        assert!(!readable(&tlb, 2, 0x20_3000, 1), "another address of the same large page");
+    }
+}
