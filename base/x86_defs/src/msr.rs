@@ -60,3 +60,50 @@ pub const APIC_BASE_BSP: u64 = 1 << 8;
 pub const APIC_BASE_X2APIC: u64 = 1 << 10;
 /// APIC_BASE: globally enabled.
 pub const APIC_BASE_ENABLE: u64 = 1 << 11;
+
+/// ARCH_CAPABILITIES: not susceptible to Meltdown.
+pub const ARCH_RDCL_NO: u64 = 1 << 0;
+/// ARCH_CAPABILITIES: enhanced IBRS.
+pub const ARCH_IBRS_ALL: u64 = 1 << 1;
+/// ARCH_CAPABILITIES: no L1D flush needed at VM entry.
+pub const ARCH_SKIP_L1DFL_VMENTRY: u64 = 1 << 3;
+/// ARCH_CAPABILITIES: no speculative store bypass.
+pub const ARCH_SSB_NO: u64 = 1 << 4;
+/// ARCH_CAPABILITIES: no microarchitectural data sampling.
+pub const ARCH_MDS_NO: u64 = 1 << 5;
+/// ARCH_CAPABILITIES: no machine check on page size changes.
+pub const ARCH_PSCHANGE_MC_NO: u64 = 1 << 6;
+/// ARCH_CAPABILITIES: no TSX asynchronous abort.
+pub const ARCH_TAA_NO: u64 = 1 << 8;
+/// ARCH_CAPABILITIES: no shared buffers data read.
+pub const ARCH_SBDR_SSDP_NO: u64 = 1 << 13;
+/// ARCH_CAPABILITIES: no fill buffer stale data propagation.
+pub const ARCH_FBSDP_NO: u64 = 1 << 14;
+/// ARCH_CAPABILITIES: no primary stale data propagation.
+pub const ARCH_PSDP_NO: u64 = 1 << 15;
+/// ARCH_CAPABILITIES: no branch history injection.
+pub const ARCH_BHI_NO: u64 = 1 << 20;
+/// ARCH_CAPABILITIES: no post-barrier return stack predictions.
+pub const ARCH_PBRSB_NO: u64 = 1 << 24;
+/// ARCH_CAPABILITIES: no gather data sampling.
+pub const ARCH_GDS_NO: u64 = 1 << 26;
+/// ARCH_CAPABILITIES: no register file data sampling.
+pub const ARCH_RFDS_NO: u64 = 1 << 27;
+/// ARCH_CAPABILITIES: no indirect target selection.
+pub const ARCH_ITS_NO: u64 = 1 << 62;
+/// ARCH_CAPABILITIES of every CPU model of ours that has it. A promise about the host, too.
+pub const ARCH_CAPABILITIES_VALUE: u64 = ARCH_RDCL_NO
+    | ARCH_IBRS_ALL
+    | ARCH_SKIP_L1DFL_VMENTRY
+    | ARCH_SSB_NO
+    | ARCH_MDS_NO
+    | ARCH_PSCHANGE_MC_NO
+    | ARCH_TAA_NO
+    | ARCH_SBDR_SSDP_NO
+    | ARCH_FBSDP_NO
+    | ARCH_PSDP_NO
+    | ARCH_BHI_NO
+    | ARCH_PBRSB_NO
+    | ARCH_GDS_NO
+    | ARCH_RFDS_NO
+    | ARCH_ITS_NO;

@@ -22,3 +22,7 @@ pub const PTE_ADDR: u64 = 0x000F_FFFF_FFFF_F000;
 pub const PAGE_SIZE: u64 = 4096;
 /// Mask of the offset in a page.
 pub const PAGE_MASK: u64 = PAGE_SIZE - 1;
+/// Width of a physical address: the same in every CPU model of ours (CPUID 0x80000008).
+pub const PHYSICAL_ADDRESS_BITS: u32 = 46;
+/// Width of a linear address.
+pub const LINEAR_ADDRESS_BITS: u32 = 48;

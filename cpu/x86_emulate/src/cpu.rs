@@ -172,6 +172,8 @@ pub struct Cpu {
     pub halted: bool,
     /// The exception that a handler raised; see `Step::Fault`.
     pub exc: PendingException,
+    /// Data and I/O breakpoints that the instruction under way has hit, as DR6 bits.
+    pub pending_debug: u64,
 
     /// Vector and x87 registers.
     pub x: ExtendedState,
@@ -225,6 +227,7 @@ impl Default for Cpu {
             nmi_blocked: false,
             halted: false,
             exc: PendingException::default(),
+            pending_debug: 0,
             x: ExtendedState::default(),
             seg: [data, code, data, data, data, data],
             ldtr: Segment { attributes: A(0x82), ..data },
