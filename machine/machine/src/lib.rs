@@ -5,6 +5,7 @@
 //!
 //! - [`lifecycle`]: what a machine is doing and what it may do next; a queue of requests.
 //! - [`requests`]: the queue through which everybody asks.
+//! - [`saved_vm`]: the format of a saved VM.
 //! - [`host`]: what a machine needs from the ground it stands on.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ extern crate alloc;
 pub mod host;
 pub mod lifecycle;
 pub mod requests;
+pub mod saved_vm;
 
 pub use host::{DeviceSlot, HostServices};
 pub use lifecycle::{AfterSave, Lifecycle, Origin, Refused, Request, State, Verdict};
