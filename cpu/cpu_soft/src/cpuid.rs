@@ -34,7 +34,7 @@ fn provisional(
     let mut mask = [0u32; 4];
     for f in features.iter() {
         let (l, s, reg, bit) = f.place();
-        if l == leaf && s == subleaf {
+        if l == leaf && (s == subleaf || !matches!(leaf, 7 | 0xD)) {
             mask[reg as usize] |= 1 << bit;
         }
     }
