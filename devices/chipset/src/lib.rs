@@ -8,12 +8,16 @@
 
 extern crate alloc;
 
+pub mod ioapic;
 mod lines;
+pub mod pic8259;
 #[cfg(test)]
 mod testing;
 pub mod uart16550;
 
+pub use ioapic::{Ioapic, IoapicOutput};
 pub use lines::{InputPins, InterruptInputs};
+pub use pic8259::Pic8259;
 pub use uart16550::{SerialOut, Uart16550};
 
 /// A message-signalled interrupt, as a chip writes it.
