@@ -39,6 +39,9 @@ impl State {
             return self.guest_base;
         }
         let elapsed = host_now.saturating_sub(self.host_base);
+        if self.rate.0 == self.rate.1 {
+            return self.guest_base.saturating_add(elapsed);
+        }
         let scaled = u128::from(elapsed) * u128::from(self.rate.0) / u128::from(self.rate.1);
         self.guest_base.saturating_add(scaled as u64)
     }
