@@ -16,7 +16,7 @@ pub mod engine;
 pub mod interrupt;
 pub mod state;
 
-pub use cpu_model::CpuModel;
+pub use cpu_model::{CpuModel, CpuModelError, CpuidContext};
 pub use engine::{
     Capabilities, EngineError, Hypervisor, Kick, Kicker, Partition, PartitionLayout, Vcpu, VcpuExit, VcpuIo,
     Wake,
