@@ -13,6 +13,8 @@ pub mod block_store;
 pub mod clock;
 pub mod event_loop;
 pub mod file_lock;
+pub mod net;
 pub mod ram;
 pub mod serial;
+pub mod usernet;
 pub mod wake;
