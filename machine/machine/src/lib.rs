@@ -12,11 +12,21 @@
 
 extern crate alloc;
 
+pub mod boot;
+pub mod build;
+mod cpu_model;
+mod devices;
 pub mod host;
+mod interrupts;
+mod io;
 pub mod lifecycle;
+mod machine;
 pub mod requests;
 pub mod saved_vm;
 
-pub use host::{DeviceSlot, HostServices};
+pub use boot::BootError;
+pub use build::{BuildError, Parts};
+pub use host::{DeviceSlot, HostError, HostServices, SerialInput};
 pub use lifecycle::{AfterSave, Lifecycle, Origin, Refused, Request, State, Verdict};
+pub use machine::{Machine, Next};
 pub use requests::RequestQueue;

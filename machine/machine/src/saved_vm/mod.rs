@@ -13,6 +13,7 @@ mod crc;
 mod ram;
 mod records;
 
+pub(crate) use ram::KIND_PAGES;
 pub use ram::{MAX_PAGES, PAGE_BYTES, RamSaver, restore_pages};
 pub use records::{SavedBlob, SavedClock, SavedRam};
 

@@ -1,0 +1,281 @@
+//! The machine: vCPUs, board and engine as one thing that runs, stops, resets, is saved and restored.
+//!
+//! Called by: vCPU threads (`run_vcpu`, `kick`), the driver (everything else).
+//!
+//! Invariants: `boot`, `reset`, `save` and `restore` are called with all vCPUs parked and devices quiesced. A vCPU's
+//! lock is held only while it runs or is looked at.
+
+use crate::boot::{self, BootError};
+use crate::build::Parts;
+use crate::build::q35::Board;
+use crate::devices::{Devices, KIND_DEVICE};
+use crate::host::HostServices;
+use crate::lifecycle::{Request, Verdict};
+use crate::requests::RequestQueue;
+use crate::saved_vm::{
+    CRITICAL, Kind, LoadError, RamSaver, Reader, SaveError, SavedBlob, SavedClock, SavedRam, Writer,
+    restore_pages,
+};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::task::Poll;
+use firmware::acpi::AcpiTables;
+use guest_memory::GuestRam;
+use guest_time::{GuestClock, GuestNs};
+use hypervisor::{Kicker, Partition, Vcpu, VcpuExit, VcpuIo, VcpuState};
+use machine_spec::MachineSpec;
+use machine_spec::layout::RamLayout;
+use pci::Topology;
+use sync::Mutex;
+
+/// Kinds of the machine's records.
+pub(crate) const KIND_SPEC: Kind = *b"SPEC";
+const KIND_CLOCK: Kind = *b"TIME";
+const KIND_RAM: Kind = *b"RAM ";
+const KIND_PARTITION: Kind = *b"PART";
+const KIND_VCPU: Kind = *b"VCPU";
+
+/// One vCPU and the handle that makes it stop.
+pub(crate) struct VcpuSlot {
+    vcpu: Mutex<Box<dyn Vcpu>>,
+    kicker: Kicker,
+}
+
+impl VcpuSlot {
+    pub(crate) fn new(vcpu: Box<dyn Vcpu>) -> Self {
+        let kicker = vcpu.kicker();
+        Self { vcpu: Mutex::new(vcpu), kicker }
+    }
+}
+
+/// What a vCPU's thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Run it again.
+    Run,
+    /// Wait for its wake, or for this moment in guest time.
+    Wait(Option<GuestNs>),
+}
+
+/// See the module's header.
+pub struct Machine {
+    spec: MachineSpec,
+    layout: RamLayout,
+    ram: GuestRam,
+    clock: GuestClock,
+    partition: Box<dyn Partition>,
+    vcpus: Vec<VcpuSlot>,
+    io: Arc<dyn VcpuIo>,
+    devices: Devices,
+    topology: Arc<Topology>,
+    tables: AcpiTables,
+    requests: Arc<RequestQueue>,
+}
+
+impl Machine {
+    #[allow(clippy::too_many_arguments)] // the last of the builder's steps
+    pub(crate) fn assemble(
+        spec: MachineSpec,
+        layout: RamLayout,
+        ram: GuestRam,
+        partition: Box<dyn Partition>,
+        vcpus: Vec<VcpuSlot>,
+        board: Board,
+        tables: AcpiTables,
+        parts: &Parts<'_>,
+    ) -> Self {
+        Self {
+            spec,
+            layout,
+            ram,
+            clock: parts.host.clock().clone(),
+            partition,
+            vcpus,
+            io: Arc::new(board.io()),
+            topology: board.topology,
+            devices: board.devices,
+            tables,
+            requests: parts.requests.clone(),
+        }
+    }
+
+    /// Its spec, with the PCI slots that were assigned.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// Runs vCPU `id` until there is something to decide, and decides it.
+    pub fn run_vcpu(&self, id: u32) -> Next {
+        let Some(slot) = self.vcpus.get(id as usize) else { return Next::Wait(None) };
+        let mut vcpu = slot.vcpu.lock();
+        match vcpu.run(&self.io) {
+            VcpuExit::Kicked | VcpuExit::DebugStop => Next::Run,
+            VcpuExit::Halted { wake_at } => Next::Wait(wake_at),
+            VcpuExit::TripleFault => {
+                let detail = vcpu.save().map_or_else(|error| error.to_string(), |state| describe(&state));
+                self.end(Verdict::TripleFault { vcpu: id, detail })
+            }
+            VcpuExit::Fatal(reason) => {
+                let at = vcpu.save().map_or_else(|error| error.to_string(), |state| describe(&state));
+                self.end(Verdict::Failed { reason: format!("CPU {id}: {reason}\n  {at}") })
+            }
+        }
+    }
+
+    fn end(&self, verdict: Verdict) -> Next {
+        self.requests.guest_asks(Request::Stop(verdict));
+        Next::Wait(None)
+    }
+
+    /// Makes `run_vcpu(id)` return soon.
+    pub fn kick(&self, id: u32) {
+        if let Some(slot) = self.vcpus.get(id as usize) {
+            slot.kicker.kick();
+        }
+    }
+
+    /// Number of vCPUs.
+    pub fn vcpu_count(&self) -> u32 {
+        self.vcpus.len() as u32
+    }
+
+    /// A vCPU's registers in a line, for people; not while it runs.
+    pub fn describe_vcpu(&self, id: u32) -> String {
+        let Some(slot) = self.vcpus.get(id as usize) else { return String::new() };
+        slot.vcpu.lock().save().map_or_else(|error| error.to_string(), |state| describe(&state))
+    }
+
+    /// Asks devices to stop; ready when nothing is in flight any more.
+    pub fn quiesce(&self) -> Poll<()> {
+        self.devices.quiesce()
+    }
+
+    /// Names of devices that still have something in flight.
+    pub fn busy_devices(&self) -> Vec<String> {
+        self.devices.busy()
+    }
+
+    /// Devices go on.
+    pub fn resume(&self) {
+        self.devices.resume();
+    }
+
+    /// Puts into RAM and registers what is booted. The machine is as after power-up.
+    pub fn boot(&self, host: &dyn HostServices) -> Result<(), BootError> {
+        self.topology.assign()?;
+        let entry = boot::load(&self.spec, &self.layout, &self.tables, &self.ram, host)?;
+        let Some(first) = self.vcpus.first() else { return Ok(()) };
+        let mut vcpu = first.vcpu.lock();
+        let mut state = vcpu.save()?;
+        boot::enter(&mut state, &entry);
+        vcpu.restore(&state).map_err(BootError::Registers)
+    }
+
+    /// Back to power-up, and booted anew.
+    pub fn reset(&self, host: &dyn HostServices) -> Result<(), BootError> {
+        // Devices first: a line or a message that falls now reaches processors that are reset after.
+        self.devices.reset();
+        self.partition.reset();
+        self.vcpus.iter().for_each(|slot| slot.vcpu.lock().reset());
+        host.clear_ram().map_err(BootError::Ram)?;
+        self.boot(host)
+    }
+
+    /// Writes the machine's records. `progress` hears how many bytes of RAM are done.
+    pub fn save(
+        &self,
+        w: &mut Writer<'_>,
+        ram: RamSaver,
+        host: &dyn HostServices,
+        progress: impl FnMut(u64),
+    ) -> Result<(), SaveError> {
+        w.state(KIND_SPEC, CRITICAL, &self.spec)?;
+        let clock = SavedClock { guest_ns: self.clock.now(), wall_ns: self.clock.wall_ns() };
+        w.state(KIND_CLOCK, CRITICAL, &clock)?;
+        for (index, blob) in self.partition.save()?.into_iter().enumerate() {
+            w.named(KIND_PARTITION, &format!("partition{index}"), blob)?;
+        }
+        for slot in &self.vcpus {
+            let mut vcpu = slot.vcpu.lock();
+            let state = vcpu.save()?;
+            w.named(KIND_VCPU, &format!("vcpu{}", vcpu.id()), vcpu_blob(&state))?;
+        }
+        self.devices.save(w)?;
+        w.state(KIND_RAM, CRITICAL, &self.ram_shape())?;
+        let populated =
+            host.populated_ram().map_err(|e| SaveError::Stream(crate::saved_vm::StreamError(e.0)))?;
+        Ok(ram.save(&self.ram, &populated, w, progress)?)
+    }
+
+    fn ram_shape(&self) -> SavedRam {
+        SavedRam { span_bytes: self.ram.span_bytes(), regions: self.ram.regions().to_vec() }
+    }
+
+    /// Takes over the machine's records (all that come after the spec's) up to the end. The machine was just built
+    /// from that spec, and time stands still. After an error it is of no use any more.
+    pub fn restore(&self, reader: &mut Reader<'_>) -> Result<(), LoadError> {
+        let (mut partition, mut vcpus, mut devices) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut clock, mut ram_known) = (None, false);
+        while let Some(record) = reader.next()? {
+            match record.kind {
+                KIND_CLOCK => clock = Some(record.state::<SavedClock>()?),
+                KIND_PARTITION => partition.push(record.state::<SavedBlob>()?.blob),
+                KIND_VCPU => vcpus.push(record.state::<SavedBlob>()?),
+                KIND_DEVICE => devices.push(record.state::<SavedBlob>()?),
+                KIND_RAM => {
+                    record.state::<SavedRam>()?.must_be(&self.ram_shape())?;
+                    ram_known = true;
+                }
+                crate::saved_vm::KIND_PAGES if ram_known => restore_pages(&self.ram, &record)?,
+                _ => record.skip()?,
+            }
+        }
+        let lacks = |what: &str| LoadError::Mismatch(format!("it lacks the {what}"));
+        let clock = clock.ok_or_else(|| lacks("clock"))?;
+        if !ram_known {
+            return Err(lacks("RAM"));
+        }
+        if !self.clock.set(clock.guest_ns) {
+            return Err(LoadError::Mismatch("guest time already runs".into()));
+        }
+        self.partition.restore(&partition).map_err(LoadError::state("the engine"))?;
+        self.restore_vcpus(vcpus)?;
+        // Last: they drive lines into controllers, and those into the vCPUs' local APICs.
+        self.devices.restore(devices)
+    }
+
+    fn restore_vcpus(&self, saved: Vec<SavedBlob>) -> Result<(), LoadError> {
+        if saved.len() != self.vcpus.len() {
+            let (has, here) = (saved.len(), self.vcpus.len());
+            return Err(LoadError::Mismatch(format!("it has {has} vCPUs, this machine {here}")));
+        }
+        for (slot, SavedBlob { name, blob }) in self.vcpus.iter().zip(saved) {
+            let state = vcpu_state(&blob).map_err(LoadError::state(name.clone()))?;
+            let mut vcpu = slot.vcpu.lock();
+            if name != format!("vcpu{}", vcpu.id()) {
+                return Err(LoadError::Mismatch(format!("{name} is out of order")));
+            }
+            vcpu.restore(&state).map_err(LoadError::state(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Registers in short.
+fn describe(state: &VcpuState) -> String {
+    let VcpuState { rip, rflags, gpr, cr0, cr2, cr3, cr4, efer, segments, .. } = state;
+    format!(
+        "rip {:x}:{rip:x} rsp {:x} rflags {rflags:x} cr0 {cr0:x} cr2 {cr2:x} cr3 {cr3:x} cr4 {cr4:x} efer {efer:x}",
+        segments[1].selector, gpr[4]
+    )
+}
+
+fn vcpu_blob(_: &VcpuState) -> saved_state::StateBlob {
+    saved_state::StateBlob { kind: "vcpu".into(), version: 0, data: Vec::new() }
+}
+fn vcpu_state(_: &saved_state::StateBlob) -> Result<VcpuState, saved_state::RestoreError> {
+    Err(saved_state::RestoreError::Missing("a vCPU's state"))
+}
