@@ -207,7 +207,7 @@ impl Topology {
 
 fn sort(needs: &mut [Need]) {
     // Stable: equal sizes stay in the order of slots and BARs.
-    needs.sort_by(|a, b| (b.align, b.bytes).cmp(&(a.align, a.bytes)));
+    needs.sort_by_key(|n| core::cmp::Reverse((n.align, n.bytes)));
 }
 
 fn place(mut needs: Vec<Need>, rooms: &mut Rooms) -> Result<(), AssignError> {

@@ -1,0 +1,3 @@
+//! How drivers find and configure a device.
+
+pub mod pci;
