@@ -4,6 +4,8 @@
 //! migrations carry it. Extended state is kept by component, never as a raw XSAVE area, because the layout
 //! of one differs between processors. SMM and nested virtualization have reserved tags (`codec`).
 
+mod codec;
+
 use alloc::vec::Vec;
 use saved_state::StateBlob;
 use x86_defs::{DescriptorTable, Exception, Segment, SegmentAttributes, control, flags};
@@ -222,3 +224,6 @@ impl Default for VcpuState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
