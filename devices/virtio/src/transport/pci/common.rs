@@ -140,13 +140,7 @@ impl VirtioPci {
                 vector.map_or(0xFFFF, |v| v.load(Ordering::SeqCst)).into()
             }
             offset::QUEUE_ENABLE => queue.is_some_and(|q| q.enabled).into(),
-            offset::QUEUE_NOTIFY_OFFSET => {
-                if queue.is_some() {
-                    c.queue_select.into()
-                } else {
-                    0
-                }
-            }
+            offset::QUEUE_NOTIFY_OFFSET if queue.is_some() => c.queue_select.into(),
             offset::QUEUE_DESCRIPTORS => layout.descriptors,
             offset::QUEUE_DRIVER => layout.available,
             offset::QUEUE_DEVICE => layout.used,

@@ -137,8 +137,12 @@ impl VirtioPci {
     }
 
     fn quiesce_runners(&mut self) -> bool {
-        // All of them, without stopping at the first that is busy.
-        self.runners.iter_mut().fold(true, |ready, r| r.run.quiesce().is_ready() && ready)
+        let mut ready = true;
+        for runner in &mut self.runners {
+            // All of them, without stopping at the first that is busy.
+            ready &= runner.run.quiesce().is_ready();
+        }
+        ready
     }
 
     /// The driver wrote 0 to the status register.
