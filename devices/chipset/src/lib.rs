@@ -9,15 +9,21 @@
 extern crate alloc;
 
 pub mod ioapic;
+mod legacy;
 mod lines;
 pub mod pic8259;
+pub mod pit8254;
+mod rate;
 #[cfg(test)]
 mod testing;
 pub mod uart16550;
 
 pub use ioapic::{Ioapic, IoapicOutput};
+pub use legacy::LegacyReplacement;
 pub use lines::{InputPins, InterruptInputs};
 pub use pic8259::Pic8259;
+pub use pit8254::{Pit8254, PitWiring};
+pub use rate::Rate;
 pub use uart16550::{SerialOut, Uart16550};
 
 /// A message-signalled interrupt, as a chip writes it.
