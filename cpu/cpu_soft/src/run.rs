@@ -47,10 +47,17 @@ impl SoftVcpu {
     /// Runs until the machine has something to decide.
     pub(crate) fn run_guest(&mut self, io: &Arc<dyn VcpuIo>) -> VcpuExit {
         self.core.io = Some(io.clone());
-        self.core.me.enter();
-        self.take_notices();
-        let exit = self.run_entered();
-        self.core.me.leave();
+        let exit = loop {
+            self.core.me.enter();
+            self.take_notices();
+            let exit = self.run_entered();
+            self.core.me.leave();
+            // Who signalled between the last look and `leave` saw a running vCPU and woke nobody.
+            let unseen = self.core.me.attention.load(SeqCst) & (attention::IRQ | attention::STOP) != 0;
+            if !(unseen && matches!(exit, VcpuExit::Halted { .. })) {
+                break exit;
+            }
+        };
         self.core.io = None;
         exit
     }
