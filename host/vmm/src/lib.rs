@@ -3,12 +3,22 @@
 //! Called by the `bedplate` command (and later by the daemon, which starts it as a process of its own).
 //! Wire types stop here: everything below sees plain structs.
 //!
-//! - [`wire`]: the VM as people write it (TOML, command line).
-//! - [`services`]: time and wake-ups for devices. [`vcpu_threads`]: the threads that run vCPUs.
+//! - [`wire`]: the VM as people write it (TOML, command line); [`convert`] makes a machine's spec of it.
+//! - [`launch`]: from a spec to a running VM; [`driver`]: the thread that changes what it is doing.
+//! - [`host`]: this host as the machine's ground. [`services`]: time and wake-ups for devices. [`vcpu_threads`]:
+//!   the threads that run vCPUs. [`serial`], [`panic_watch`]: consoles.
 //! - [`exit`]: how a VM ended, as a process exit code and a sentence.
 #![forbid(unsafe_code)]
 
+pub mod bell;
+pub mod convert;
+pub mod driver;
+pub mod engine;
 pub mod exit;
+pub mod host;
+pub mod launch;
+pub mod panic_watch;
+pub mod serial;
 pub mod services;
 pub mod vcpu_threads;
 pub mod wire;

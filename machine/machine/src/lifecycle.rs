@@ -214,11 +214,11 @@ impl Lifecycle {
     }
 
     /// The next thing to do, if any; [`Lifecycle::finish`] must follow before the next `begin`.
-    pub fn begin(&mut self) -> Option<Request> {
+    pub fn begin(&mut self) -> Option<(Origin, Request)> {
         debug_assert!(self.current.is_none(), "one thing at a time");
-        let (_, request) = self.waiting.pop_front()?;
+        let (origin, request) = self.waiting.pop_front()?;
         self.current = Some(request.clone());
-        Some(request)
+        Some((origin, request))
     }
 
     /// The work of the last `begin` is done; `ok` says whether it succeeded. A failed request leaves the state
@@ -268,7 +268,7 @@ mod tests {
     fn done(life: &mut Lifecycle) -> Option<Request> {
         let request = life.begin();
         life.finish(true);
-        request
+        request.map(|(_, request)| request)
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
         life.request(Outside, Request::Start).unwrap();
         done(&mut life);
         life.request(Guest, Request::Reset).unwrap();
-        assert_eq!(life.begin(), Some(Request::Reset));
+        assert_eq!(life.begin(), Some((Guest, Request::Reset)));
         life.request(Guest, Request::Stop(Verdict::PoweredOff)).unwrap();
         assert!(life.finish(true).is_empty());
         assert_eq!((life.begin(), life.state()), (None, State::Running));
@@ -316,7 +316,7 @@ mod tests {
         done(&mut life);
         life.request(Outside, Request::Save { ticket: 7, then: AfterSave::Stop }).unwrap();
         assert!(life.request(Outside, Request::Pause).is_err());
-        assert_eq!(life.begin(), Some(Request::Save { ticket: 7, then: AfterSave::Stop }));
+        assert_eq!(life.begin(), Some((Outside, Request::Save { ticket: 7, then: AfterSave::Stop })));
         life.finish(false);
         assert_eq!(life.state(), State::Running);
         life.request(Outside, Request::Pause).unwrap();
@@ -347,7 +347,7 @@ mod tests {
                     continue;
                 }
                 let state = life.state();
-                let Some(request) = life.begin() else { continue };
+                let Some((_, request)) = life.begin() else { continue };
                 match request {
                     Request::Start => prop_assert_eq!(state, State::Created),
                     Request::Pause => prop_assert_eq!(state, State::Running),

@@ -37,8 +37,8 @@ impl RequestQueue {
         result
     }
 
-    /// For the driver: the next thing to do.
-    pub fn begin(&self) -> Option<Request> {
+    /// For the driver: the next thing to do, and who asked.
+    pub fn begin(&self) -> Option<(Origin, Request)> {
         self.life.lock().begin()
     }
 

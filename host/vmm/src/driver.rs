@@ -1,0 +1,217 @@
+//! The one thread that changes what the machine is doing: it takes requests in order, does the work, reports.
+//!
+//! Called by: `launch`, on the process's main thread.
+//!
+//! Invariants: whatever stops the machine follows the same steps (park vCPUs, quiesce devices, stop time), whatever
+//! lets it go on the same steps backwards; a request that fails leaves the machine as it was.
+
+use crate::bell::Bell;
+use crate::host::Host;
+use crate::panic_watch::PanicWatch;
+use crate::services::lock;
+use crate::vcpu_threads::VcpuThreads;
+use crate::wire::{OnPanic, OnReset};
+use machine::{AfterSave, HostServices, Machine, Origin, Request, RequestQueue, State, Verdict};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long devices may take to finish what is in flight.
+const QUIESCE_TIME: Duration = Duration::from_secs(60);
+const QUIESCE_STEP: Duration = Duration::from_millis(1);
+
+/// What the spec says about ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policy {
+    /// On a guest's reset.
+    pub on_reset: OnReset,
+    /// On a guest kernel's panic.
+    pub on_panic: OnPanic,
+}
+
+/// A save that somebody waits for.
+pub struct SaveJob {
+    /// Writes the machine, which stands still; gives a sentence for people.
+    pub write: Box<dyn FnOnce(&Machine) -> Result<String, String> + Send>,
+    /// Who waits.
+    pub answer: Sender<Result<String, String>>,
+}
+
+/// Saves that were asked for, by ticket.
+#[derive(Default)]
+pub struct SaveJobs {
+    next: AtomicU64,
+    jobs: Mutex<HashMap<u64, SaveJob>>,
+}
+
+impl SaveJobs {
+    /// Keeps `job`; its ticket.
+    pub fn put(&self, job: SaveJob) -> u64 {
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.jobs).insert(ticket, job);
+        ticket
+    }
+
+    /// Takes a job out.
+    pub fn take(&self, ticket: u64) -> Option<SaveJob> {
+        lock(&self.jobs).remove(&ticket)
+    }
+}
+
+/// See the module's header.
+pub struct Driver {
+    /// The machine.
+    pub machine: Arc<Machine>,
+    /// Its ground.
+    pub host: Arc<Host>,
+    /// What is asked.
+    pub requests: Arc<RequestQueue>,
+    /// Rung when something was asked.
+    pub bell: Arc<Bell>,
+    /// The vCPUs.
+    pub threads: VcpuThreads,
+    /// What the guest's kernel said.
+    pub watch: Arc<PanicWatch>,
+    /// Saves.
+    pub saves: Arc<SaveJobs>,
+    /// Ends.
+    pub policy: Policy,
+}
+
+impl Driver {
+    /// Works until the machine has ended; why it did.
+    pub fn run(&self) -> Verdict {
+        loop {
+            let (origin, request) = self.bell.wait_for(|| self.requests.begin());
+            let result = self.perform(origin, &request);
+            if let Err(reason) = &result {
+                self.after_failure(&request, reason);
+            }
+            for dropped in self.requests.finish(result.is_ok()) {
+                self.drop_request(&dropped);
+            }
+            if let Some(verdict) = self.requests.verdict() {
+                return verdict;
+            }
+        }
+    }
+
+    fn perform(&self, origin: Origin, request: &Request) -> Result<(), String> {
+        match request {
+            Request::Start | Request::Resume => self.go(),
+            Request::Pause => self.stand_still()?,
+            Request::Reset => return self.reset(origin),
+            Request::Save { ticket, then } => return self.save(*ticket, *then),
+            Request::Stop(_) => {
+                self.threads.park();
+                // Work in flight is finished, so that what the guest wrote reaches its disks; if it cannot be,
+                // ending is still right.
+                let _ = self.quiesce();
+                self.host.clock().pause();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets everything run.
+    fn go(&self) {
+        self.host.clock().resume();
+        self.host.events().clock_changed();
+        self.machine.resume();
+        self.threads.release();
+    }
+
+    /// Stops everything; on an error everything runs again.
+    fn stand_still(&self) -> Result<(), String> {
+        self.threads.park();
+        if let Err(reason) = self.quiesce() {
+            self.go();
+            return Err(reason);
+        }
+        self.host.clock().pause();
+        Ok(())
+    }
+
+    fn quiesce(&self) -> Result<(), String> {
+        let deadline = Instant::now() + QUIESCE_TIME;
+        while self.machine.quiesce().is_pending() {
+            if Instant::now() >= deadline {
+                let busy = self.machine.busy_devices().join(", ");
+                return Err(format!("{busy} did not finish within {} s", QUIESCE_TIME.as_secs()));
+            }
+            std::thread::sleep(QUIESCE_STEP);
+        }
+        Ok(())
+    }
+
+    fn reset(&self, origin: Origin) -> Result<(), String> {
+        let was_running = self.requests.state() == State::Running;
+        if was_running {
+            self.stand_still()?;
+        }
+        if origin == Origin::Guest {
+            let panic = self.watch.panicked().filter(|_| self.policy.on_panic == OnPanic::Stop);
+            let end = match (panic, self.policy.on_reset) {
+                (Some(detail), _) => Some(Verdict::Panicked { detail }),
+                (None, OnReset::Stop) => Some(Verdict::ResetRefused),
+                (None, OnReset::Reboot) => None,
+            };
+            if let Some(verdict) = end {
+                // The reset itself "fails": everything stands still, and the stop comes next.
+                self.end(verdict);
+                return Err("the machine ends instead".into());
+            }
+        }
+        self.watch.forget();
+        if let Err(error) = self.machine.reset(&*self.host) {
+            let reason = format!("cannot boot again: {error}");
+            self.end(Verdict::Failed { reason: reason.clone() });
+            return Err(reason);
+        }
+        if was_running {
+            self.go();
+        }
+        Ok(())
+    }
+
+    fn end(&self, verdict: Verdict) {
+        // Refused only when it has ended already.
+        let _ = self.requests.ask(Request::Stop(verdict));
+    }
+
+    fn save(&self, ticket: u64, then: AfterSave) -> Result<(), String> {
+        let Some(SaveJob { write, answer }) = self.saves.take(ticket) else {
+            return Err("nobody waits for this save".into());
+        };
+        let was_running = self.requests.state() == State::Running;
+        let result = match if was_running { self.stand_still() } else { Ok(()) } {
+            Ok(()) => {
+                let written = write(&self.machine);
+                if was_running && (written.is_err() || then == AfterSave::Continue) {
+                    self.go();
+                }
+                written
+            }
+            Err(reason) => Err(reason),
+        };
+        // Who asked may be gone.
+        let _ = answer.send(result.clone());
+        result.map(|_| ())
+    }
+
+    fn after_failure(&self, request: &Request, reason: &str) {
+        if matches!(request, Request::Pause | Request::Resume | Request::Start) {
+            eprintln!("bedplate: {reason}\r");
+        }
+    }
+
+    fn drop_request(&self, request: &Request) {
+        if let Request::Save { ticket, .. } = request
+            && let Some(job) = self.saves.take(*ticket)
+        {
+            let _ = job.answer.send(Err("the machine ended before it was saved".into()));
+        }
+    }
+}

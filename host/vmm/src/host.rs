@@ -1,0 +1,143 @@
+//! This host as the machine's ground: memory, files, consoles, disks and networks by key.
+//!
+//! Called by: `machine::build` and `machine::boot`, through [`HostServices`].
+//!
+//! Invariant: what a key means stands in the resolved [`VmSpec`]; nothing else of the host can be reached from below.
+
+use crate::convert::{INITRD, KERNEL, index_of};
+use crate::panic_watch::PanicWatch;
+use crate::serial::{self, OnPanic};
+use crate::services::{DeviceEvents, lock};
+use crate::vcpu_threads::Bed;
+use crate::wire::{BootSpec, VmSpec};
+use chipset::SerialOut;
+use device::Waker;
+use guest_memory::HostSpan;
+use guest_time::{GuestClock, Timer};
+use host_io::ram::RamMapping;
+use host_io::serial::ConsoleSpec;
+use hypervisor::Wake;
+use machine::{DeviceSlot, HostError, HostServices, RequestQueue, SerialInput};
+use machine_spec::{HostKey, RamBacking, RamSpec};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// Largest kernel or initial RAM disk that is read.
+const MAX_BOOT_FILE_BYTES: u64 = 4 << 30;
+
+/// See the module's header.
+pub struct Host {
+    vm: VmSpec,
+    events: DeviceEvents,
+    beds: Vec<Arc<Bed>>,
+    requests: Arc<RequestQueue>,
+    watch: Arc<PanicWatch>,
+    on_panic: OnPanic,
+    ram: Mutex<Option<Arc<RamMapping>>>,
+}
+
+impl Host {
+    /// The ground of `vm`. `on_panic` hears of the last words of a kernel that panicked.
+    pub fn new(
+        vm: VmSpec,
+        events: DeviceEvents,
+        requests: Arc<RequestQueue>,
+        watch: Arc<PanicWatch>,
+        on_panic: OnPanic,
+    ) -> Self {
+        let beds = (0..vm.cpus).map(|_| Bed::new()).collect();
+        Self { vm, events, beds, requests, watch, on_panic, ram: Mutex::new(None) }
+    }
+
+    /// Where the vCPU threads sleep.
+    pub fn beds(&self) -> &[Arc<Bed>] {
+        &self.beds
+    }
+
+    /// Time and wake-ups.
+    pub fn events(&self) -> &DeviceEvents {
+        &self.events
+    }
+
+    fn mapping(&self) -> Result<Arc<RamMapping>, HostError> {
+        lock(&self.ram).clone().ok_or_else(|| HostError("no memory was allocated".into()))
+    }
+}
+
+fn host_error(error: impl std::fmt::Display) -> HostError {
+    HostError(error.to_string())
+}
+
+impl HostServices for Host {
+    fn clock(&self) -> &GuestClock {
+        self.events.clock()
+    }
+    fn waker(&self, slot: &DeviceSlot) -> Waker {
+        self.events.waker(slot)
+    }
+    fn timer(&self, slot: &DeviceSlot) -> Box<dyn Timer> {
+        self.events.timer(slot)
+    }
+    fn vcpu_wake(&self, id: u32) -> Arc<dyn Wake> {
+        match self.beds.get(id as usize) {
+            Some(bed) => bed.clone(),
+            None => Bed::new(),
+        }
+    }
+
+    fn allocate_ram(&self, spec: &RamSpec) -> Result<HostSpan, HostError> {
+        let backing = match spec.backing {
+            RamBacking::Memfd => host_io::ram::RamBacking::Memfd,
+            RamBacking::Anonymous => host_io::ram::RamBacking::Anonymous,
+            RamBacking::Huge { .. } => return Err(HostError("huge pages are not supported here yet".into())),
+        };
+        let mapping = Arc::new(RamMapping::map(spec.bytes, backing).map_err(host_error)?);
+        *lock(&self.ram) = Some(mapping.clone());
+        Ok(mapping.host_span())
+    }
+    fn clear_ram(&self) -> Result<(), HostError> {
+        let mapping = self.mapping()?;
+        mapping.discard(0..mapping.len() as u64).map_err(host_error)
+    }
+    fn populated_ram(&self) -> Result<Vec<Range<u64>>, HostError> {
+        self.mapping()?.populated().map_err(host_error)
+    }
+
+    fn read_file(&self, file: &HostKey) -> Result<Vec<u8>, HostError> {
+        let boot = self.vm.boot.as_ref();
+        let path = match file.0.as_str() {
+            KERNEL => boot.map(|BootSpec { kernel, .. }| kernel.as_path()),
+            INITRD => boot.and_then(|boot| boot.initrd.as_deref()),
+            _ => None,
+        };
+        let path = path.ok_or_else(|| HostError("the spec names no such file".into()))?;
+        read_capped(path).map_err(|error| HostError(format!("{}: {error}", path.display())))
+    }
+
+    fn open_serial(
+        &self,
+        stream: Option<&HostKey>,
+        input: SerialInput,
+        waker: Waker,
+    ) -> Result<Box<dyn SerialOut>, HostError> {
+        let text = match stream {
+            None => "none",
+            Some(key) => {
+                let text = index_of("serial", key).and_then(|index| self.vm.serial.get(index));
+                text.ok_or_else(|| HostError("the spec names no such serial port".into()))?
+            }
+        };
+        let spec: ConsoleSpec = text.parse().map_err(host_error)?;
+        let (requests, watch, on_panic) = (self.requests.clone(), self.watch.clone(), self.on_panic.clone());
+        serial::open(&spec, input, waker, requests, watch, on_panic).map_err(host_error)
+    }
+}
+
+fn read_capped(path: &Path) -> std::io::Result<Vec<u8>> {
+    let bytes = std::fs::metadata(path)?.len();
+    if bytes > MAX_BOOT_FILE_BYTES {
+        return Err(std::io::Error::other(format!("{bytes} bytes are too much for a kernel or initrd")));
+    }
+    std::fs::read(path)
+}

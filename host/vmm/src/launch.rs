@@ -1,0 +1,99 @@
+//! From a resolved spec to a running VM, and to its end.
+//!
+//! Called by: the `bedplate` command. Everything that the VM holds (terminal, sockets, locks) is given back before
+//! [`run`] returns.
+
+use crate::bell::Bell;
+use crate::driver::{Driver, Policy, SaveJobs};
+use crate::engine::engine;
+use crate::host::Host;
+use crate::panic_watch::PanicWatch;
+use crate::services::{DeviceEvents, lock};
+use crate::vcpu_threads::{Next, RunVcpu, VcpuThreads};
+use crate::wire::{OnPanic, SpecError, VmSpec, parse_rate};
+use guest_time::GuestClock;
+use host_io::clock::{HostClock, monotonic_ns};
+use host_io::event_loop::{EventLoop, LoopTimer};
+use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
+use machine_spec::MachineSpec;
+use std::sync::{Arc, Mutex};
+
+/// How long a panicked kernel may stand still before the VM ends.
+const PANIC_PATIENCE_NS: u64 = 2_000_000_000;
+
+/// Why a VM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The spec is wrong.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Nothing can be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A thread or the event loop cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl RunVcpu for Machine {
+    fn run(&self, id: u32) -> Next {
+        match self.run_vcpu(id) {
+            machine::Next::Run => Next::Run,
+            machine::Next::Wait(at) => Next::Wait(at),
+        }
+    }
+    fn kick(&self, id: u32) {
+        Machine::kick(self, id);
+    }
+}
+
+/// Runs the VM of a resolved spec to its end.
+pub fn run(vm: &VmSpec) -> Result<Verdict, LaunchError> {
+    let spec = MachineSpec::try_from(vm)?;
+    let bell = Arc::new(Bell::default());
+    let requests = Arc::new(RequestQueue::new({
+        let bell = bell.clone();
+        move || bell.ring()
+    }));
+    let clock = GuestClock::new(Box::new(HostClock));
+    let (numerator, denominator) = vm.clock_rate.as_deref().map_or(Ok((1, 1)), parse_rate)?;
+    clock.set_rate(numerator, denominator);
+    let events = EventLoop::start("events")?;
+    let watch = Arc::new(PanicWatch::default());
+    let on_panic = panic_timer(&events, &watch, &requests, vm.on_panic);
+    let device_events = DeviceEvents::new(events.handle(), clock.clone());
+    let host = Arc::new(Host::new(vm.clone(), device_events, requests.clone(), watch.clone(), on_panic));
+    let parts = Parts { engine: &*engine(vm.engine), host: &*host, requests: requests.clone() };
+    let machine = Arc::new(Machine::build(spec, &parts)?);
+    machine.boot(&*host)?;
+    let threads = VcpuThreads::start(machine.clone(), host.beds().to_vec(), &clock)?;
+    let policy = Policy { on_reset: vm.on_reset, on_panic: vm.on_panic };
+    let saves = Arc::new(SaveJobs::default());
+    let driver = Driver { machine, host, requests, bell, threads, watch, saves, policy };
+    // A machine that was just built can be started.
+    let _ = driver.requests.ask(Request::Start);
+    Ok(driver.run())
+}
+
+/// What is called with a kernel's last words: a while later, if nobody has spoken since, the VM ends.
+fn panic_timer(
+    events: &EventLoop,
+    watch: &Arc<PanicWatch>,
+    requests: &Arc<RequestQueue>,
+    policy: OnPanic,
+) -> Arc<dyn Fn() + Send + Sync> {
+    if policy == OnPanic::Keep {
+        return Arc::new(|| {});
+    }
+    let (watch, requests) = (watch.clone(), requests.clone());
+    let timer: LoopTimer = events.handle().timer(move || {
+        if let Some(detail) = watch.ended() {
+            requests.guest_asks(Request::Stop(Verdict::Panicked { detail }));
+        }
+    });
+    let timer = Mutex::new(timer);
+    Arc::new(move || lock(&timer).set(Some(monotonic_ns().saturating_add(PANIC_PATIENCE_NS))))
+}

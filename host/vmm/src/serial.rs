@@ -1,0 +1,72 @@
+//! A guest's serial port on a console end of the host.
+//!
+//! Called by: [`crate::host`] when a machine is built; the UART for output; the console's thread for input.
+
+use crate::panic_watch::PanicWatch;
+use chipset::SerialOut;
+use host_io::serial::{ConsoleError, ConsolePort, ConsoleSink, ConsoleSpec, EscapeCommand};
+use machine::{Request, RequestQueue, SerialInput, Verdict};
+use std::sync::Arc;
+
+/// Hears of the last words of a kernel that panicked.
+pub type OnPanic = Arc<dyn Fn() + Send + Sync>;
+
+/// Opens the end that `spec` names.
+pub fn open(
+    spec: &ConsoleSpec,
+    input: SerialInput,
+    room: device::Waker,
+    requests: Arc<RequestQueue>,
+    watch: Arc<PanicWatch>,
+    on_panic: OnPanic,
+) -> Result<Box<dyn SerialOut>, ConsoleError> {
+    let port = ConsolePort::open(spec, Sink { input, room, requests })?;
+    Ok(Box::new(Output { port, watch, on_panic }))
+}
+
+/// From the outside to the guest.
+struct Sink {
+    input: SerialInput,
+    room: device::Waker,
+    requests: Arc<RequestQueue>,
+}
+
+impl ConsoleSink for Sink {
+    fn input(&mut self, bytes: &[u8]) -> usize {
+        self.input.receive(bytes)
+    }
+    fn command(&mut self, command: EscapeCommand) {
+        stop_on_escape(&self.requests, command);
+    }
+    fn output_room(&mut self) {
+        self.room.wake();
+    }
+}
+
+/// What a typed escape command does to the VM.
+pub fn stop_on_escape(requests: &RequestQueue, command: EscapeCommand) {
+    if command == EscapeCommand::Stop {
+        // Refused only when it has ended already.
+        let _ = requests.ask(Request::Stop(Verdict::Killed));
+    }
+}
+
+/// From the guest to the outside.
+struct Output {
+    port: ConsolePort,
+    watch: Arc<PanicWatch>,
+    on_panic: OnPanic,
+}
+
+impl SerialOut for Output {
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let taken = self.port.write(bytes).min(bytes.len());
+        if self.watch.output(&bytes[..taken]) {
+            (self.on_panic)();
+        }
+        taken
+    }
+    fn input_room(&mut self) {
+        self.port.resume_input();
+    }
+}
