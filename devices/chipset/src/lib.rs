@@ -14,6 +14,7 @@ mod lines;
 pub mod pic8259;
 pub mod pit8254;
 mod rate;
+pub mod rtc_cmos;
 #[cfg(test)]
 mod testing;
 pub mod uart16550;
@@ -24,6 +25,7 @@ pub use lines::{InputPins, InterruptInputs};
 pub use pic8259::Pic8259;
 pub use pit8254::{Pit8254, PitWiring};
 pub use rate::Rate;
+pub use rtc_cmos::{RtcCmos, RtcWiring};
 pub use uart16550::{SerialOut, Uart16550};
 
 /// A message-signalled interrupt, as a chip writes it.
