@@ -25,7 +25,7 @@ impl<'a> Shell<'a> {
         let mut shell = Self { console, patience, count: 0 };
         // An empty line first: a shell that was just started may drop what came before its prompt.
         shell.console.send("\n")?;
-        shell.run("stty -echo 2>/dev/null; true")?;
+        shell.run("PS1=; stty -echo 2>/dev/null; true")?;
         Ok(shell)
     }
 
@@ -65,17 +65,40 @@ impl<'a> Shell<'a> {
     }
 }
 
-/// Drops carriage returns and the echoed command line (if the terminal still echoes).
+/// Drops carriage returns, terminal control sequences and the echoed command line (if the terminal still echoes).
 fn tidy(output: &str) -> String {
-    let plain = output.replace('\r', "");
+    let plain = without_controls(output);
     let lines = plain.lines().filter(|line| !line.contains("BEDPLATE-\"\"END-"));
     lines.collect::<Vec<_>>().join("\n").trim().to_string()
+}
+
+fn without_controls(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\r' => {}
+            '\u{1b}' => {
+                // ESC [ parameters letter
+                if rest.next() == Some('[') {
+                    rest.find(|c| c.is_ascii_alphabetic());
+                }
+            }
+            _ => plain.push(c),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+
+    #[test]
+    fn control_sequences_are_dropped() {
+        assert_eq!(tidy("\u{1b}[?2004ha\u{1b}[6n b\r\nx; echo \"BEDPLATE-\"\"END-1\nc\n"), "a b\nc");
+    }
 
     #[test]
     fn output_and_status_come_back() {

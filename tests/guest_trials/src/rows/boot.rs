@@ -16,8 +16,8 @@ pub(super) fn rows() -> Vec<Row> {
         ("generic", &[Boot::BzImage, Boot::Pvh], &[1, 2]),
         ("rt", &[Boot::BzImage, Boot::Pvh], &[1, 2]),
         ("686-pae", &[Boot::BzImage, Boot::Pvh], &[1, 2]),
-        // Built without SMP.
-        ("686", &[Boot::BzImage, Boot::Pvh], &[1]),
+        // Built without SMP and without a PVH entry.
+        ("686", &[Boot::BzImage], &[1]),
     ];
     let mut rows = Vec::new();
     for (guest, boots, counts) in table {

@@ -71,6 +71,8 @@ fn log_in<'a>(stage: &Stage, console: &'a mut Console) -> Result<Shell<'a>, Fail
     console.expect("Password:", stage.patience(20))?;
     console.send("bedplate\n")?;
     console.expect("root@bedplate", stage.patience(30))?;
+    // A shell without line editing: nothing but the commands' own output.
+    console.send("exec /bin/sh\n")?;
     Shell::at(console, stage.patience(30))
 }
 

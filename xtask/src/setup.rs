@@ -1,0 +1,90 @@
+//! `cargo xtask setup`: what the other commands need, installed once. Idempotent, and quick when all is there.
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{exec, workspace};
+
+/// A program, the Debian package that holds it and what it is for.
+struct Need {
+    program: &'static str,
+    package: &'static str,
+    purpose: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "what Bedplate is measured against",
+    },
+    Need { program: "qemu-img", package: "qemu-utils", purpose: "checks qcow2 images" },
+    Need { program: "mmdebstrap", package: "mmdebstrap", purpose: "builds the Debian disk" },
+    Need { program: "iasl", package: "acpica-tools", purpose: "disassembles our ACPI tables" },
+    Need { program: "mke2fs", package: "e2fsprogs", purpose: "makes the Debian disk's filesystem" },
+    Need { program: "python3", package: "python3", purpose: "runs pip" },
+    Need { program: "pip3", package: "python3-pip", purpose: "downloads the Alpine guest" },
+    Need { program: "git", package: "git", purpose: "names the commit in reports" },
+];
+
+/// Programs of the Rust world: (program, crate).
+const TOOLS: &[(&str, &str)] = &[("cargo-nextest", "cargo-nextest"), ("cargo-deny", "cargo-deny")];
+
+#[derive(Debug, Default, Args)]
+pub struct SetupOptions {
+    /// Also build and install cargo-nextest and cargo-deny (minutes).
+    #[arg(long)]
+    tools: bool,
+}
+
+pub fn run(options: &SetupOptions) -> Result<()> {
+    packages()?;
+    let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| exec::find(program).is_none()).collect();
+    for (program, name) in missing {
+        if options.tools {
+            eprintln!("{program} is missing: building it");
+            exec::run(&workspace::root(), "cargo", &["install", "--locked", name])?;
+        } else {
+            eprintln!("{program} is missing (cargo xtask setup --tools builds it)");
+        }
+    }
+    eprintln!("set-up is complete");
+    Ok(())
+}
+
+/// The Debian packages alone.
+pub fn packages() -> Result<()> {
+    let missing: Vec<_> = NEEDS.iter().filter(|need| exec::find(need.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        eprintln!("{} is missing: {} (package {})", need.program, need.purpose, need.package);
+    }
+    let names: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    let by_hand = format!("apt-get install --no-install-recommends {}", names.join(" "));
+    if exec::find("apt-get").is_none() {
+        bail!("this host has no apt-get; install these by hand: {}", names.join(" "));
+    }
+    let root = exec::output(&workspace::root(), "id", &["-u"])? == "0";
+    if !root && exec::find("sudo").is_none() {
+        bail!("installing packages takes root or sudo; as root run: {by_hand}");
+    }
+    let apt = |arguments: &[&str]| {
+        let mut words = if root { vec![] } else { vec!["sudo", "--"] };
+        words.extend([
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-q",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+        ]);
+        words.extend(arguments);
+        exec::run(&workspace::root(), words[0], &words[1..])
+    };
+    apt(&["update"])?;
+    let mut install = vec!["install", "-y", "--no-install-recommends"];
+    install.extend(&names);
+    apt(&install)
+}

@@ -1,0 +1,83 @@
+//! `cargo xtask test`: all that must hold before a change is handed on, in under 25 minutes on two cores.
+
+use anyhow::Result;
+use clap::Args;
+use guest_trials::{Outcome, Tier, Vmm};
+
+use crate::summary::Summary;
+use crate::{exec, setup, tidy, trials, workspace};
+
+const NOT_BUILT_YET: &str = "not built yet: the bedplate command cannot run a VM";
+
+#[derive(Debug, Args)]
+pub struct TestOptions {
+    /// Leave the guest trials out (they are listed as not run).
+    #[arg(long)]
+    no_guests: bool,
+    /// Seed of the trials' random choices.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub fn run(options: &TestOptions) -> Result<()> {
+    let seed = options.seed.unwrap_or_else(trials::seed_from_clock);
+    let mut summary = Summary::new(format!("cargo xtask test, commit {}, seed {seed}", workspace::commit()));
+    summary.step("set-up", || setup::packages().map(|()| Outcome::Passed));
+    code(&mut summary, &[]);
+    if options.no_guests {
+        summary.not_run("guest trials", "left out by --no-guests");
+    } else {
+        guests(&mut summary, Tier::Test, seed);
+    }
+    summary.finish()
+}
+
+/// Everything but the guests. `environment` is for the unit tests.
+pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
+    let root = workspace::root();
+    let cargo = |arguments: &[&str]| exec::run(&root, "cargo", arguments).map(|()| Outcome::Passed);
+    summary.step("laws (tidy)", || tidy::run().map(|()| Outcome::Passed));
+    summary.step("format", || cargo(&["fmt", "--all", "--check"]));
+    summary.step("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]));
+    summary.step("tests", || {
+        let arguments: &[&str] = if exec::find("cargo-nextest").is_some() {
+            &["nextest", "run", "--workspace", "--no-fail-fast"]
+        } else {
+            &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]
+        };
+        exec::run_with(&root, "cargo", arguments, environment).map(|()| Outcome::Passed)
+    });
+    summary.step("no_std witness", || {
+        let witness = root.join("witness");
+        if !witness.join("Cargo.toml").is_file() {
+            return Ok(Outcome::NotRun("not built yet: there is no witness crate".into()));
+        }
+        exec::run(&witness, "cargo", &["build", "--release"]).map(|()| Outcome::Passed)
+    });
+    summary.step("dependencies (cargo-deny)", || {
+        if exec::find("cargo-deny").is_none() {
+            return Ok(Outcome::NotRun("cargo-deny is not installed: cargo xtask setup --tools".into()));
+        }
+        cargo(&["deny", "check", "bans", "licenses", "sources"])
+    });
+}
+
+/// The guest trials up to a tier, on Bedplate.
+pub fn guests(summary: &mut Summary, tier: Tier, seed: u64) {
+    let mut vmm = None;
+    summary.step("build bedplate", || {
+        vmm = workspace::bedplate("release")?.map(|binary| Vmm::Bedplate { binary, more: Vec::new() });
+        Ok(if vmm.is_some() { Outcome::Passed } else { Outcome::NotRun(NOT_BUILT_YET.into()) })
+    });
+    let Some(vmm) = vmm else {
+        for row in guest_trials::rows::all() {
+            summary.not_run(&format!("guest/{}", row.name), NOT_BUILT_YET);
+        }
+        return;
+    };
+    eprintln!("\n── guest trials");
+    match trials::run_rows(&vmm, tier, None, seed) {
+        Ok(report) => summary.add("guest/", &report),
+        Err(error) => summary.step("guest trials", || Err(error)),
+    }
+}
