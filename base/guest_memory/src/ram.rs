@@ -85,6 +85,9 @@ pub enum LayoutError {
     /// A region reaches beyond the host memory.
     #[error("RAM region at {0:#x} reaches beyond the memory behind it")]
     BeyondSpan(u64),
+    /// There is less than a page of host memory.
+    #[error("there is no memory behind guest RAM")]
+    Empty,
     /// Two regions overlap.
     #[error("RAM regions overlap at {0:#x}")]
     Overlap(u64),
@@ -136,10 +139,16 @@ impl core::fmt::Debug for GuestRam {
 impl GuestRam {
     /// Guest RAM of `regions` over `span`.
     pub fn new(span: HostSpan, mut regions: Vec<Region>) -> Result<Self, LayoutError> {
+        if span.len < 4096 {
+            return Err(LayoutError::Empty);
+        }
         regions.sort_by_key(|r| r.gpa);
         let mut end = 0;
         for r in &regions {
-            if (r.gpa | r.bytes | r.offset) & 0xFFF != 0 || r.bytes == 0 || r.gpa.checked_add(r.bytes).is_none() {
+            if (r.gpa | r.bytes | r.offset) & 0xFFF != 0
+                || r.bytes == 0
+                || r.gpa.checked_add(r.bytes).is_none()
+            {
                 return Err(LayoutError::NotPages(r.gpa));
             }
             if r.offset.checked_add(r.bytes).is_none_or(|e| e > span.len as u64) {
@@ -159,7 +168,7 @@ impl GuestRam {
 
     /// `bytes` of zeroed RAM at address 0, for tests.
     pub fn for_test(bytes: u64) -> Self {
-        let span = HostSpan::allocate(bytes as usize);
+        let span = HostSpan::allocate(bytes.max(1) as usize);
         let region = Region { gpa: 0, bytes: span.len() as u64, offset: 0 };
         Self::new(span, alloc::vec![region]).expect("one whole region fits its own span")
     }
@@ -198,15 +207,21 @@ impl GuestRam {
 
     #[inline(always)]
     fn at(&self, offset: u64, bytes: u64) -> *mut u8 {
-        // One comparison: `bytes` is a small constant nearly everywhere.
-        assert!(offset <= self.len.wrapping_sub(bytes) && bytes <= self.len, "offset beyond guest RAM");
+        assert!(bytes <= self.len && offset <= self.len - bytes, "offset beyond guest RAM");
+        self.base.wrapping_add(offset as usize)
+    }
+
+    /// As `at` for a word: one comparison, because the span has at least a page.
+    #[inline(always)]
+    fn word_at<T: Word>(&self, offset: u64) -> *mut u8 {
+        assert!(offset <= self.len.wrapping_sub(u64::from(T::BYTES)), "offset beyond guest RAM");
         self.base.wrapping_add(offset as usize)
     }
 
     /// Reads a word at an offset of the span. Panics if it is outside (an engine's bug, never a guest's).
     #[inline(always)]
     pub fn load<T: Word>(&self, offset: u64) -> T {
-        let at = self.at(offset, u64::from(T::BYTES));
+        let at = self.word_at::<T>(offset);
         // SAFETY: `at` checked the range.
         unsafe { T::raw_load(at) }
     }
@@ -214,7 +229,7 @@ impl GuestRam {
     /// Writes a word at an offset of the span; tracking is the caller's (see [`GuestRam::note_write`]).
     #[inline(always)]
     pub fn store<T: Word>(&self, offset: u64, value: T) {
-        let at = self.at(offset, u64::from(T::BYTES));
+        let at = self.word_at::<T>(offset);
         // SAFETY: `at` checked the range.
         unsafe { T::raw_store(at, value) }
     }
@@ -222,7 +237,7 @@ impl GuestRam {
     /// Atomic compare and exchange at any alignment; returns the old value.
     #[inline(always)]
     pub fn compare_exchange<T: Word>(&self, offset: u64, expected: T, new: T) -> T {
-        let at = self.at(offset, u64::from(T::BYTES));
+        let at = self.word_at::<T>(offset);
         // SAFETY: `at` checked the range.
         unsafe { T::raw_compare_exchange(at, expected, new) }
     }
@@ -363,6 +378,7 @@ mod tests {
     #[test]
     fn bad_layouts_are_refused() {
         let bad = |r: Region| GuestRam::new(HostSpan::allocate(0x2000), alloc::vec![r]).unwrap_err();
+        assert_eq!(GuestRam::new(HostSpan::allocate(0), alloc::vec![]).unwrap_err(), LayoutError::Empty);
         assert_eq!(bad(Region { gpa: 1, bytes: 0x1000, offset: 0 }), LayoutError::NotPages(1));
         assert_eq!(bad(Region { gpa: 0, bytes: 0x3000, offset: 0 }), LayoutError::BeyondSpan(0));
         let two = alloc::vec![Region { gpa: 0, bytes: 0x1000, offset: 0 }; 2];

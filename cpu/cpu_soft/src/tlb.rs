@@ -48,15 +48,17 @@ pub struct Mapping {
     pub page_bytes: u64,
 }
 
-/// One array with its bookkeeping.
+/// Bookkeeping of one array.
+#[derive(Clone, Copy)]
 struct Side {
-    entries: Box<[TlbEntry; ENTRIES]>,
     used: [u64; ENTRIES / 64],
     global: [u64; ENTRIES / 64],
 }
 
 /// See the module's header.
 pub struct Tlb {
+    /// One of four is never used: an index masked by 3 needs no bounds check.
+    entries: [[TlbEntry; ENTRIES]; 4],
     sides: [Side; 3],
     /// Identity of the (linear page, host page) mapping that each slot can execute: [supervisor, user].
     /// 0: none. Caches of decoded code compare it; it never comes back for another mapping.
@@ -78,37 +80,20 @@ pub fn slot_of(linear: u64) -> usize {
     (linear >> 12) as usize & (ENTRIES - 1)
 }
 
-impl Side {
-    fn new() -> Self {
-        let mut entries = Box::new([TlbEntry { read: 0, write: 0, exec: 0, host: 0 }; ENTRIES]);
-        for (slot, e) in entries.iter_mut().enumerate() {
-            let tag = invalid_tag(slot);
-            (e.read, e.write, e.exec) = (tag, tag, tag);
-        }
-        Self { entries, used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] }
-    }
-
-    fn drop_slot(&mut self, slot: usize) {
-        let tag = invalid_tag(slot);
-        let e = &mut self.entries[slot];
-        (e.read, e.write, e.exec) = (tag, tag, tag);
-        self.used[slot / 64] &= !(1 << (slot % 64));
-        self.global[slot / 64] &= !(1 << (slot % 64));
-    }
-
-    /// Whether the slot has an entry for the page of `linear`.
-    fn holds(&self, slot: usize, linear: u64) -> bool {
-        let e = &self.entries[slot];
-        [e.read, e.write, e.exec].iter().any(|tag| (tag ^ linear) & PAGE == 0)
-    }
+/// An entry that matches nothing.
+fn empty(slot: usize) -> TlbEntry {
+    let tag = invalid_tag(slot);
+    TlbEntry { read: tag, write: tag, exec: tag, host: 0 }
 }
 
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Self {
         let none = || -> Box<[u32; ENTRIES]> { Box::new([0; ENTRIES]) };
+        let side = Side { used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] };
         Self {
-            sides: [Side::new(), Side::new(), Side::new()],
+            entries: [core::array::from_fn(empty); 4],
+            sides: [side; 3],
             exec_id: [none(), none()],
             ids: Ids::new(),
             large: None,
@@ -118,7 +103,7 @@ impl Tlb {
     /// The entry that an access at `linear` would use.
     #[inline(always)]
     pub fn entry(&self, index: u8, linear: u64) -> &TlbEntry {
-        &self.sides[usize::from(index).min(2)].entries[slot_of(linear)]
+        &self.entries[usize::from(index & 3)][slot_of(linear)]
     }
 
     /// Identity of the executable mapping in `linear`'s slot, for user (`true`) or supervisor code; 0 if none.
@@ -134,7 +119,7 @@ impl Tlb {
         let no = invalid_tag(slot);
         let side = &mut self.sides[usize::from(index).min(2)];
         let tag = |allowed: bool| if allowed { page } else { no };
-        side.entries[slot] =
+        self.entries[usize::from(index & 3)][slot] =
             TlbEntry { read: tag(m.read), write: tag(m.write), exec: tag(m.exec), host: m.host };
         side.used[slot / 64] |= 1 << (slot % 64);
         let bit = 1 << (slot % 64);
@@ -154,6 +139,13 @@ impl Tlb {
         }
     }
 
+    fn drop_slot(&mut self, index: usize, slot: usize) {
+        self.entries[index][slot] = empty(slot);
+        let side = &mut self.sides[index];
+        side.used[slot / 64] &= !(1 << (slot % 64));
+        side.global[slot / 64] &= !(1 << (slot % 64));
+    }
+
     /// Forgets everything.
     pub fn flush_all(&mut self) {
         self.large = None;
@@ -166,12 +158,12 @@ impl Tlb {
     }
 
     fn flush(&mut self, which: impl Fn(u64) -> u64) {
-        for (index, side) in self.sides.iter_mut().enumerate() {
+        for index in 0..self.sides.len() {
             for word in 0..ENTRIES / 64 {
-                let mut bits = side.used[word] & which(side.global[word]);
+                let mut bits = self.sides[index].used[word] & which(self.sides[index].global[word]);
                 while bits != 0 {
                     let slot = word * 64 + bits.trailing_zeros() as usize;
-                    side.drop_slot(slot);
+                    self.drop_slot(index, slot);
                     self.exec_id[usize::from(index == 0)][slot] = 0;
                     bits &= bits - 1;
                 }
@@ -185,9 +177,10 @@ impl Tlb {
             return self.flush_all();
         }
         let slot = slot_of(linear);
-        for side in &mut self.sides {
-            if side.holds(slot, linear) {
-                side.drop_slot(slot);
+        for index in 0..self.sides.len() {
+            let e = &self.entries[index][slot];
+            if [e.read, e.write, e.exec].iter().any(|tag| (tag ^ linear) & PAGE == 0) {
+                self.drop_slot(index, slot);
             }
         }
         self.exec_id[0][slot] = 0;
@@ -196,12 +189,12 @@ impl Tlb {
 
     /// Takes the right to write without a look from every mapping of the RAM page at `host`.
     pub fn revoke_write(&mut self, host: u64) {
-        for side in &mut self.sides {
+        for (side, entries) in self.sides.iter().zip(&mut self.entries) {
             for word in 0..ENTRIES / 64 {
                 let mut bits = side.used[word];
                 while bits != 0 {
                     let slot = word * 64 + bits.trailing_zeros() as usize;
-                    let e = &mut side.entries[slot];
+                    let e = &mut entries[slot];
                     if e.host == host {
                         e.write = invalid_tag(slot);
                     }
