@@ -201,16 +201,23 @@ impl Queue {
 
     /// Gives a chain back to the driver with `written` bytes written into it.
     pub fn push(&mut self, head: u16, written: u32) {
+        self.push_all(&[(head, written)]);
+    }
+
+    /// Gives several chains back at once: the driver sees all of them or none.
+    pub fn push_all(&mut self, used: &[(u16, u32)]) {
         let Some(layout) = self.active() else { return };
-        let slot = u64::from(self.next_used & (layout.size - 1));
-        let next = self.next_used.wrapping_add(1);
-        let element = u64::from(head) | u64::from(written) << 32;
-        let done = self.ring(|dma| {
-            dma.store(layout.used + 4 + 8 * slot, element)?;
-            fence(Ordering::Release);
-            dma.store(layout.used + 2, next)
-        });
-        if done.is_some() {
+        let mut next = self.next_used;
+        for (head, written) in used {
+            let slot = u64::from(next & (layout.size - 1));
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            if self.ring(|dma| dma.store(layout.used + 4 + 8 * slot, element)).is_none() {
+                return;
+            }
+            next = next.wrapping_add(1);
+        }
+        fence(Ordering::Release);
+        if self.ring(|dma| dma.store(layout.used + 2, next)).is_some() {
             self.next_used = next;
         }
     }
