@@ -1,4 +1,24 @@
-//! The `bedplate` command.
+//! The `bedplate` command: runs VMs, looks after those that run, prepares guests.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod run;
+
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "bedplate", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("bedplate: {error:#}");
+        ExitCode::FAILURE
+    })
+}

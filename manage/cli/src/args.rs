@@ -1,0 +1,182 @@
+//! What can be written on the command line.
+//!
+//! Called by: `main`. The texts here are the command's manual: each says what to write and shows an example.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  bedplate run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  bedplate run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda1' \\
+      --disk debian.qcow2 --net user,hostfwd=tcp:127.0.0.1:2222-:22 --cpus 2 --memory 1G
+  bedplate run web.toml --name web
+  bedplate ps
+  bedplate ctl web pause";
+
+/// A hypervisor that runs unmodified operating systems, with or without virtualization hardware.
+#[derive(Debug, Parser)]
+#[command(name = "bedplate", version, about, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// See [`Cli`].
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a VM on this terminal until it ends
+    Run(Box<RunArgs>),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  bedplate completion bash > ~/.local/share/bash-completion/completions/bedplate"
+    )]
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+const RUN_HELP: &str = "\
+The serial console is this terminal. Ctrl-A x ends the VM, Ctrl-A h shows the keys, Ctrl-A Ctrl-A sends Ctrl-A.
+
+What is given here overrides the spec file; disks, networks and consoles are added to its own.";
+
+/// Arguments of `bedplate run`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = RUN_HELP, after_long_help = long_help())]
+pub struct RunArgs {
+    /// Spec file (TOML)
+    #[arg(value_name = "SPEC.toml")]
+    pub spec: Option<PathBuf>,
+    /// Kernel: a distribution's vmlinuz (bzImage), or an ELF kernel with a PVH entry
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Boot")]
+    pub append: Option<String>,
+    /// Disk: PATH[,ro][,format=raw|qcow2][,discard=on|off][,backing=PATH]; may be given several times
+    #[arg(long, value_name = "DISK", help_heading = "Devices")]
+    pub disk: Vec<String>,
+    /// Network: user[,hostfwd=tcp:ADDR:PORT-:PORT][,hostloopback=on] or tap,ifname=NAME; several times
+    #[arg(long, value_name = "NET", help_heading = "Devices")]
+    pub net: Vec<String>,
+    /// Serial port: stdio, unix:PATH, file:PATH or none; the first is COM1, which is stdio if none is given
+    #[arg(long, value_name = "END", help_heading = "Devices")]
+    pub serial: Vec<String>,
+    /// virtio console: stdio, unix:PATH, file:PATH or none; several times
+    #[arg(long, value_name = "END", help_heading = "Devices")]
+    pub console: Vec<String>,
+    /// Processors
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub cpus: Option<u32>,
+    /// Memory, as in 512M or 4G
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub memory: Option<String>,
+    /// CPU model and extras, as in x86-64-v3,+sha or max
+    #[arg(long, value_name = "MODEL", help_heading = "Machine")]
+    pub cpu_model: Option<String>,
+    /// What executes the guest's instructions
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub engine: Option<Engine>,
+    /// Rate of guest time, as in 1/8 of host time
+    #[arg(long, value_name = "RATE", help_heading = "Machine")]
+    pub clock_rate: Option<String>,
+    /// Name, for ps and ctl
+    #[arg(long, value_name = "NAME", help_heading = "Running")]
+    pub name: Option<String>,
+    /// What a reset by the guest does
+    #[arg(long, value_enum, help_heading = "Running")]
+    pub on_reset: Option<OnReset>,
+    /// What a panic of the guest's kernel does, as seen on its serial console
+    #[arg(long, value_enum, help_heading = "Running")]
+    pub on_panic: Option<OnPanic>,
+    /// Print the complete spec and do not run it
+    #[arg(long, help_heading = "Running")]
+    pub dry_run: bool,
+}
+
+/// See `RunArgs::engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// The fastest that works on this host
+    Auto,
+    /// Software: works everywhere
+    Soft,
+}
+
+/// See `RunArgs::on_reset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnReset {
+    /// Start again
+    Reboot,
+    /// End the VM
+    Stop,
+}
+
+/// See `RunArgs::on_panic`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnPanic {
+    /// End the VM
+    Stop,
+    /// Leave it
+    Keep,
+}
+
+fn long_help() -> String {
+    let mut text = format!("{RUN_HELP}\n\nExit codes:\n");
+    for code in vmm::exit::EXIT_CODES {
+        text.push_str(&format!("  {:>3}  {}\n", code.code, code.meaning));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound_and_the_help_names_keys_and_codes() {
+        Cli::command().debug_assert();
+        let help = Cli::command().find_subcommand_mut("run").unwrap().render_long_help().to_string();
+        for part in ["Ctrl-A x", "Exit codes", "21", "hostfwd=tcp:"] {
+            assert!(help.contains(part), "{part} in {help}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_as_in_the_manual() {
+        let cli = Cli::parse_from([
+            "bedplate",
+            "run",
+            "vm.toml",
+            "--kernel",
+            "k",
+            "--append",
+            "-x console=ttyS0",
+            "--disk",
+            "a,ro",
+            "--disk",
+            "b",
+            "--cpus",
+            "2",
+            "--memory",
+            "1G",
+            "--engine",
+            "soft",
+            "--on-reset",
+            "stop",
+            "--dry-run",
+        ]);
+        let Command::Run(run) = cli.command else { panic!("another command") };
+        assert_eq!(run.disk, ["a,ro", "b"]);
+        assert_eq!((run.cpus, run.engine, run.on_reset), (Some(2), Some(Engine::Soft), Some(OnReset::Stop)));
+        assert_eq!(run.append.as_deref(), Some("-x console=ttyS0"));
+    }
+}

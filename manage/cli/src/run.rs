@@ -1,0 +1,129 @@
+//! `bedplate run`: from the command line to a VM, and from its end to an exit code.
+
+use crate::args::{self, RunArgs};
+use anyhow::Context;
+use std::process::ExitCode;
+use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmSpec};
+
+/// Runs it.
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let spec = spec(args)?;
+    if args.dry_run {
+        print!("{}", spec.to_toml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let verdict = vmm::launch::run(&spec)?;
+    eprintln!("bedplate: {}", vmm::exit::message(&verdict));
+    Ok(ExitCode::from(vmm::exit::exit_code(&verdict)))
+}
+
+/// The spec file, completed and overridden by the command line, and resolved.
+pub fn spec(args: &RunArgs) -> anyhow::Result<VmSpec> {
+    let mut spec = match &args.spec {
+        Some(path) => VmSpec::load(path)?,
+        None => VmSpec::default(),
+    };
+    boot(args, &mut spec)?;
+    for disk in &args.disk {
+        spec.disks.push(DiskSpec::from_option(disk)?);
+    }
+    for net in &args.net {
+        spec.nets.push(NetSpec::from_option(net)?);
+    }
+    if !args.serial.is_empty() {
+        spec.serial = args.serial.clone();
+    }
+    spec.consoles.extend(args.console.iter().cloned());
+    replace(&mut spec.cpus, args.cpus);
+    if let Some(memory) = &args.memory {
+        spec.memory = memory.parse().map_err(|error| anyhow::anyhow!("--memory: {error}"))?;
+    }
+    replace(&mut spec.cpu_model, args.cpu_model.clone());
+    replace(
+        &mut spec.engine,
+        args.engine.map(|engine| match engine {
+            args::Engine::Auto => EngineChoice::Auto,
+            args::Engine::Soft => EngineChoice::Soft,
+        }),
+    );
+    replace(
+        &mut spec.on_reset,
+        args.on_reset.map(|policy| match policy {
+            args::OnReset::Reboot => OnReset::Reboot,
+            args::OnReset::Stop => OnReset::Stop,
+        }),
+    );
+    replace(
+        &mut spec.on_panic,
+        args.on_panic.map(|policy| match policy {
+            args::OnPanic::Stop => OnPanic::Stop,
+            args::OnPanic::Keep => OnPanic::Keep,
+        }),
+    );
+    spec.clock_rate = args.clock_rate.clone().or(spec.clock_rate);
+    spec.name = args.name.clone().or(spec.name);
+    let folder = std::env::current_dir().context("the current folder")?;
+    Ok(spec.resolve(&folder)?)
+}
+
+fn replace<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn boot(args: &RunArgs, spec: &mut VmSpec) -> anyhow::Result<()> {
+    if let Some(kernel) = &args.kernel {
+        // Another kernel does not want the file's initrd or command line.
+        spec.boot = Some(BootSpec { kernel: kernel.clone(), ..BootSpec::default() });
+    }
+    let Some(boot) = &mut spec.boot else {
+        anyhow::ensure!(
+            args.initrd.is_none() && args.append.is_none(),
+            "--initrd and --append need --kernel FILE"
+        );
+        return Ok(());
+    };
+    boot.initrd = args.initrd.clone().or(boot.initrd.take());
+    replace(&mut boot.append, args.append.clone());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_command_line_overrides_the_file_and_adds_to_its_lists() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vm.toml");
+        std::fs::write(
+            &file,
+            "cpus = 4\nmemory = \"2G\"\n[boot]\nkernel = \"k\"\nappend = \"a\"\n[[disk]]\npath = \"one\"\n",
+        )
+        .unwrap();
+        let args = RunArgs {
+            spec: Some(file),
+            cpus: Some(1),
+            append: Some("b".into()),
+            disk: vec!["/two,ro".into()],
+            ..RunArgs::default()
+        };
+        let spec = spec(&args).unwrap();
+        assert_eq!((spec.cpus, spec.memory.to_string()), (1, "2G".into()));
+        assert_eq!(spec.disks[0].path, folder.path().join("one"));
+        assert_eq!(spec.disks[1].path, Path::new("/two"));
+        let boot = spec.boot.unwrap();
+        assert_eq!((boot.kernel, boot.append.as_str()), (folder.path().join("k"), "b"));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_the_option() {
+        let message = |args: RunArgs| format!("{:#}", spec(&args).unwrap_err());
+        assert!(message(RunArgs { memory: Some("much".into()), ..RunArgs::default() }).contains("--memory"));
+        assert!(message(RunArgs { initrd: Some("i".into()), ..RunArgs::default() }).contains("--kernel"));
+        let missing = RunArgs { spec: Some("/no/such.toml".into()), ..RunArgs::default() };
+        assert!(message(missing).contains("/no/such.toml"));
+    }
+}
