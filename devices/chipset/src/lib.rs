@@ -8,23 +8,33 @@
 
 extern crate alloc;
 
+pub mod debug_port;
+pub mod i8042;
 pub mod ioapic;
 mod legacy;
 mod lines;
 pub mod pic8259;
 pub mod pit8254;
+pub mod pm;
+pub mod port92;
 mod rate;
+pub mod reset_control;
 pub mod rtc_cmos;
 #[cfg(test)]
 mod testing;
 pub mod uart16550;
 
+pub use debug_port::DebugPort;
+pub use i8042::I8042;
 pub use ioapic::{Ioapic, IoapicOutput};
 pub use legacy::LegacyReplacement;
 pub use lines::{InputPins, InterruptInputs};
 pub use pic8259::Pic8259;
 pub use pit8254::{Pit8254, PitWiring};
+pub use pm::{PmConfig, PmWiring, PowerManagement};
+pub use port92::Port92;
 pub use rate::Rate;
+pub use reset_control::ResetControl;
 pub use rtc_cmos::{RtcCmos, RtcWiring};
 pub use uart16550::{SerialOut, Uart16550};
 
