@@ -3,9 +3,10 @@
 //! Called by: engines, on vCPU threads, many at once. No lock is held here while a device works but the device's own.
 
 use alloc::sync::Arc;
-use chipset::{Ioapic, Pic8259};
+use chipset::{Ioapic, Pic8259, Pit8254};
 use device::Bus;
 use hypervisor::{Gpa, VcpuIo};
+use machine_spec::layout::irq::TIMER;
 use sync::Mutex;
 
 /// See the module's header.
@@ -14,6 +15,7 @@ pub struct MachineIo {
     pub(crate) memory: Arc<Bus>,
     pub(crate) pic: Arc<Mutex<Pic8259>>,
     pub(crate) ioapic: Arc<Mutex<Ioapic>>,
+    pub(crate) pit: Arc<Mutex<Pit8254>>,
 }
 
 /// Longest port access: what `IN` and `OUT` can do.
@@ -36,7 +38,11 @@ impl VcpuIo for MachineIo {
     }
     fn pic_ack(&self) -> Option<u8> {
         // A request that is gone meanwhile gives the spurious vector, as on the real bus.
-        Some(self.pic.lock().acknowledge())
+        let acknowledged = self.pic.lock().acknowledge_line();
+        if acknowledged.line == Some(TIMER) {
+            self.pit.lock().acknowledged();
+        }
+        Some(acknowledged.vector)
     }
     fn eoi(&self, vector: u8) {
         self.ioapic.lock().end_of_interrupt(vector);

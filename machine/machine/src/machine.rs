@@ -7,6 +7,7 @@
 
 use crate::boot::{self, BootError};
 use crate::build::Parts;
+use crate::build::chips::Chips;
 use crate::build::q35::Board;
 use crate::devices::{Devices, KIND_DEVICE};
 use crate::host::HostServices;
@@ -21,6 +22,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use chipset::PowerManagement;
 use core::task::Poll;
 use firmware::acpi::AcpiTables;
 use guest_memory::GuestRam;
@@ -72,6 +74,7 @@ pub struct Machine {
     devices: Devices,
     topology: Arc<Topology>,
     tables: AcpiTables,
+    power: Arc<Mutex<PowerManagement>>,
     requests: Arc<RequestQueue>,
 }
 
@@ -84,6 +87,7 @@ impl Machine {
         partition: Box<dyn Partition>,
         vcpus: Vec<VcpuSlot>,
         board: Board,
+        chips: Chips,
         tables: AcpiTables,
         parts: &Parts<'_>,
     ) -> Self {
@@ -94,10 +98,11 @@ impl Machine {
             clock: parts.host.clock().clone(),
             partition,
             vcpus,
-            io: Arc::new(board.io()),
+            io: Arc::new(board.io(&chips)),
             topology: board.topology,
             devices: board.devices,
             tables,
+            power: chips.power,
             requests: parts.requests.clone(),
         }
     }
@@ -146,6 +151,11 @@ impl Machine {
     pub fn describe_vcpu(&self, id: u32) -> String {
         let Some(slot) = self.vcpus.get(id as usize) else { return String::new() };
         slot.vcpu.lock().save().map_or_else(|error| error.to_string(), |state| describe(&state))
+    }
+
+    /// Somebody presses the power button: a guest that listens shuts itself down.
+    pub fn press_power_button(&self) {
+        self.power.lock().press_power_button();
     }
 
     /// Asks devices to stop; ready when nothing is in flight any more.

@@ -3,7 +3,7 @@
 //! Called by: `vmm` and `metal`, through [`Machine::build`]. A new device is one variant of the spec, one file here,
 //! one device file.
 
-mod chips;
+pub(crate) mod chips;
 pub mod q35;
 pub mod site;
 mod uart;
@@ -99,13 +99,17 @@ impl Machine {
         let layout = spec.layout()?;
         let ram = ram(&spec, &layout, parts.host)?;
         let partition = partition(&spec, &ram, parts)?;
-        let mut board = Board::new(&layout, ram.clone(), &*partition, parts)?;
+        let missed = match spec.clock.missed_ticks {
+            machine_spec::MissedTicks::Discard => chipset::MissedTicks::Discard,
+            machine_spec::MissedTicks::Reinject => chipset::MissedTicks::Reinject,
+        };
+        let (mut board, chips) = Board::new(&layout, ram.clone(), &*partition, missed, parts)?;
         for device in &mut spec.devices {
             build_device(device, &mut board, parts)?;
         }
         let vcpus = vcpus(&spec, &*partition, parts)?;
         let tables = crate::boot::tables(&spec, &layout);
-        Ok(Self::assemble(spec, layout, ram, partition, vcpus, board, tables, parts))
+        Ok(Self::assemble(spec, layout, ram, partition, vcpus, board, chips, tables, parts))
     }
 }
 

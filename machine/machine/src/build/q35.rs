@@ -3,9 +3,10 @@
 //!
 //! Called by: `build`, once for each machine.
 
+use super::chips::Chips;
 use super::site::{Range, Site};
 use super::{BuildError, Parts};
-use crate::devices::Devices;
+use crate::devices::{Devices, SharedDevice};
 use crate::interrupts::BoardLines;
 use crate::io::MachineIo;
 use crate::requests::RequestQueue;
@@ -13,7 +14,7 @@ use crate::{Request, Verdict};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use chipset::{InputPins, Ioapic, IoapicOutput, MsiMessage, Pic8259, PlatformRequests};
+use chipset::{InputPins, Ioapic, IoapicOutput, MissedTicks, MsiMessage, Pic8259, PlatformRequests};
 use device::{Bus, IrqLine, LineSink};
 use guest_memory::GuestRam;
 use hypervisor::{IrqSink, Msi, MsiSink, Partition, Trigger};
@@ -44,13 +45,15 @@ pub struct Board {
 }
 
 impl Board {
-    /// An empty board around `partition`: buses, interrupt controllers, PCI with its bridges and root ports.
+    /// A board around `partition` with its fixed chips: interrupt controllers, timers, power, PCI with its bridges and
+    /// root ports. And those of the chips that the machine itself talks to.
     pub fn new(
         layout: &RamLayout,
         ram: GuestRam,
         partition: &dyn Partition,
+        missed: MissedTicks,
         parts: &Parts<'_>,
-    ) -> Result<Self, BuildError> {
+    ) -> Result<(Self, Chips), BuildError> {
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let intr = IrqLine::new(Arc::new(PicOutput(partition.irq_sink())), 0);
         let pic = Arc::new(Mutex::new(Pic8259::new("pic", intr)));
@@ -63,14 +66,15 @@ impl Board {
         let (devices, slots, msi) = (Devices::default(), Vec::new(), partition.msi_sink());
         let mut board = Self { ports, memory, ram, lines, pirq, msi, topology, devices, slots, pic, ioapic };
         board.place_interrupt_controllers(parts)?;
-        board.place_chips(parts)?;
-        board.place_pci(parts)?;
-        Ok(board)
+        let chips = super::chips::build(&mut board, layout, missed, parts)?;
+        board.place_pci(chips.reset.clone(), parts)?;
+        Ok((board, chips))
     }
 
     /// What vCPUs see of it.
-    pub fn io(&self) -> MachineIo {
+    pub fn io(&self, chips: &Chips) -> MachineIo {
         MachineIo {
+            pit: chips.pit.clone(),
             ports: self.ports.clone(),
             memory: self.memory.clone(),
             pic: self.pic.clone(),
@@ -93,11 +97,7 @@ impl Board {
         Ok(())
     }
 
-    fn place_chips(&mut self, parts: &Parts<'_>) -> Result<(), BuildError> {
-        super::chips::build(self, parts)
-    }
-
-    fn place_pci(&mut self, parts: &Parts<'_>) -> Result<(), BuildError> {
+    fn place_pci(&mut self, reset: SharedDevice, parts: &Parts<'_>) -> Result<(), BuildError> {
         let mut site = Site::new(self, parts.host);
         site.attach(HostBridge::new(layout::ECAM.start.0), PciSlot { bus: 0, device: 0, function: 0 })?;
         site.commit();
@@ -114,7 +114,7 @@ impl Board {
             site.attach(port, at)?;
             site.commit();
         }
-        let access = ConfigAccess::new(self.topology.clone());
+        let access = ConfigAccess::new(self.topology.clone()).with_reset_control(reset, 0);
         let mut site = Site::new(self, parts.host);
         site.place(access, &[memory(layout::ECAM), Range::Ports(port::PCI_CONFIG, 8)])?;
         site.commit();
