@@ -163,9 +163,10 @@ fn compare<C: Core>(c: &mut C, op: &Op<C>) -> Step {
 }
 
 fn to_mmx<C: Core>(c: &mut C, op: &Op<C>) -> Step {
-    let out = raise_pending(c)
-        .and_then(|()| source(c, op, |c| xmm(c, op.src)))
-        .and_then(|b| compute(c, op, &[0; 4], &b));
+    let out = raise_pending(c).and_then(|()| source(c, op, |c| xmm(c, op.src))).and_then(|b| {
+        mmx::enter(c); // even if the conversion then raises an exception
+        compute(c, op, &[0; 4], &b)
+    });
     super::step(out.map(|out| mmx::set(c, op.dst, out[0])))
 }
 
@@ -174,11 +175,13 @@ fn from_mmx<C: Core>(c: &mut C, op: &Op<C>) -> Step {
     let a = xmm(c, op.dst);
     let out = if uses_mmx { raise_pending(c) } else { Ok(()) }
         .and_then(|()| source(c, op, |c| [mmx::get(c, op.src), 0, 0, 0]))
-        .and_then(|b| compute(c, op, &a, &b));
+        .and_then(|b| {
+            if uses_mmx {
+                mmx::enter(c);
+            }
+            compute(c, op, &a, &b)
+        });
     let done = out.map(|out| {
-        if uses_mmx {
-            mmx::enter(c);
-        }
         let dst = &mut c.cpu_mut().x.ymm[usize::from(op.dst & 15)];
         (dst[0], dst[1]) = (out[0], out[1]);
     });

@@ -174,8 +174,11 @@ fn gather<C: Core>(c: &mut C, op: &Op<C>) -> Step {
     let indices = ymm[usize::from(op.aux & 15)];
     let count = usize::from(op.width.min(8));
     let mut fault = false;
-    let all = mask;
-    for i in (0..count).filter(|i| chosen(&all, *i, bytes)) {
+    for i in 0..count {
+        if !chosen(&mask, i, bytes) {
+            set_lane(&mut mask, i, bytes, 0);
+            continue;
+        }
         let index = lane(&indices, i, index_bytes);
         let index = if index_bytes == 4 { index as i32 as u64 } else { index };
         match gather_lane(c, op, index, bytes) {

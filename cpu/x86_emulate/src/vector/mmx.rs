@@ -116,7 +116,7 @@ fn emms<C: Core>(c: &mut C, _: &Op<C>) -> Step {
     if raise_pending(c).is_err() {
         return Step::Fault;
     }
-    // TOP becomes 0 as with every MMX instruction but is not mentioned for EMMS; the tags become empty.
+    enter(c);
     c.cpu_mut().x.x87.in_use = 0;
     Step::Next
 }

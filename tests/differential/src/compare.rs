@@ -1,0 +1,157 @@
+//! What must be equal, and what the manuals leave open.
+
+use crate::layout::WINDOW;
+use crate::state::{Case, Outcome, Raised};
+use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M};
+use std::ops::Range;
+
+/// Flags that user code can have: arithmetic, direction, AC, ID.
+const FLAGS: u64 = 0x8D5 | 0x400 | 0x24_0000;
+
+/// The instruction of a case.
+pub fn decode(case: &Case) -> Instruction {
+    let bits = if case.code.is_32 { 32 } else { 64 };
+    let bytes = &case.code.bytes[..case.code.len as usize];
+    Decoder::with_ip(bits, bytes, case.registers.rip, DecoderOptions::NONE).decode()
+}
+
+/// The first difference between the host's outcome and the interpreter's.
+pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Option<String> {
+    let insn = decode(case);
+    if let Some(text) = raised_difference(&insn, &host.raised, &ours.raised) {
+        return Some(text);
+    }
+    let (a, b) = (&host.registers, &ours.registers);
+    if a.rip != b.rip {
+        return Some(format!("rip: host {:#x}, ours {:#x}", a.rip, b.rip));
+    }
+    let mask = if case.code.is_32 { 0xFFFF_FFFF } else { u64::MAX };
+    let count = if case.code.is_32 { 8 } else { 16 };
+    for i in 0..count {
+        let (a, b) = (a.gpr[i] & mask, b.gpr[i] & mask);
+        if a != b {
+            return Some(format!("gpr {i}: host {a:#x}, ours {b:#x}"));
+        }
+    }
+    let faulted = host.raised.vector != Raised::NONE;
+    let open = if faulted { 0 } else { undefined_flags(&insn) };
+    let differing = (a.flags ^ b.flags) & FLAGS & !open;
+    if differing != 0 {
+        return Some(format!("flags: host {:#x}, ours {:#x}, differing {differing:#x}", a.flags, b.flags));
+    }
+    if a.mxcsr() != b.mxcsr() {
+        return Some(format!("mxcsr: host {:#x}, ours {:#x}", a.mxcsr(), b.mxcsr()));
+    }
+    for i in 0..count {
+        // How much of a gather's mask is cleared up to a fault: only its sign bits mean something.
+        let is_mask = faulted && insn.is_vsib() && insn.op2_register().number() == i;
+        if a.ymm(i) != b.ymm(i) && !is_mask {
+            return Some(format!("ymm{i}: host {:x?}, ours {:x?}", a.ymm(i), b.ymm(i)));
+        }
+    }
+    // Whether MASKMOVQ enters MMX use before it faults is the processor's choice.
+    let x87_open = faulted && insn.mnemonic() == M::Maskmovq;
+    let x87 = if x87_open { None } else { x87_difference(host, ours) };
+    x87.or_else(|| memory_difference(&insn, case, host, ours))
+}
+
+fn raised_difference(insn: &Instruction, host: &Raised, ours: &Raised) -> Option<String> {
+    const PAGE_FAULT: u64 = 14;
+    let has_code = matches!(host.vector, 10..=14 | 17);
+    let mut same = host.vector == ours.vector && (!has_code || host.error == ours.error);
+    if host.vector == PAGE_FAULT && is_cmps(insn) {
+        return (ours.vector != PAGE_FAULT).then(|| format!("host exception 14, ours {}", ours.vector));
+    }
+    if same && host.vector == PAGE_FAULT {
+        // Which byte of a large area faults first is the processor's choice.
+        let masked = matches!(insn.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu);
+        let large = insn.op_code().is_save_restore()
+            || insn.mnemonic() == M::Enter
+            || insn.memory_size().size() > 32
+            || matches!(insn.memory_size().size(), 14 | 28)
+            || masked;
+        let mask = if large { !0xFFF } else { !0 };
+        same = host.address & mask == ours.address & mask;
+    }
+    if same {
+        return None;
+    }
+    let show = |r: &Raised| match r.vector {
+        Raised::NONE => "no exception".to_string(),
+        v => format!("exception {v}, code {:#x}, address {:#x}", r.error, r.address),
+    };
+    Some(format!("host {}, ours {}", show(host), show(ours)))
+}
+
+/// Which of its two operands CMPS reads first is the processor's choice.
+fn is_cmps(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) && insn.is_string_instruction()
+}
+
+/// Flags that the instruction leaves undefined.
+fn undefined_flags(insn: &Instruction) -> u64 {
+    use iced_x86::RflagsBits as B;
+    let bits = insn.rflags_undefined();
+    let mut mask = 0;
+    if matches!(insn.mnemonic(), M::Rcl | M::Rcr) && insn.immediate8() != 1 {
+        mask |= 0x800; // iced does not say so for a count of a whole turn
+    }
+    for (bit, flag) in [(B::CF, 1), (B::PF, 4), (B::AF, 0x10), (B::ZF, 0x40), (B::SF, 0x80), (B::OF, 0x800)] {
+        if bits & bit != 0 {
+            mask |= flag;
+        }
+    }
+    mask
+}
+
+fn x87_difference(host: &Outcome, ours: &Outcome) -> Option<String> {
+    let (a, b) = (&host.registers, &ours.registers);
+    let words = |r: &crate::state::Registers| (r.x87_control(), r.x87_status(), r.x87_in_use());
+    if words(a) != words(b) {
+        return Some(format!("x87 control, status, tags: host {:x?}, ours {:x?}", words(a), words(b)));
+    }
+    let i = (0..8).find(|&i| a.st(i) != b.st(i))?;
+    Some(format!("st({i}): host {:x?}, ours {:x?}", a.st(i), b.st(i)))
+}
+
+fn memory_difference(insn: &Instruction, case: &Case, host: &Outcome, ours: &Outcome) -> Option<String> {
+    let open = open_memory(insn, case);
+    let at =
+        (0..WINDOW).find(|i| host.window[*i] != ours.window[*i] && !open.iter().any(|r| r.contains(i)))?;
+    let end = (at + 16).min(WINDOW);
+    Some(format!(
+        "memory at {:#x}: host {:02x?}, ours {:02x?}",
+        case.window_at + at as u64,
+        &host.window[at..end],
+        &ours.window[at..end]
+    ))
+}
+
+/// Bytes that instructions which save the x87 state fill with its instruction and data pointers: ours are
+/// current, the child's are not known.
+fn open_memory(insn: &Instruction, case: &Case) -> Vec<Range<usize>> {
+    let (from, to) = match insn.mnemonic() {
+        M::Fxsave
+        | M::Fxsave64
+        | M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64 => return from_operand(insn, case, &[6..24, 28..32]), // and MXCSR's mask
+        M::Fnstenv | M::Fnsave if matches!(insn.memory_size().size(), 28 | 108) => (12, 28),
+        M::Fnstenv | M::Fnsave => (6, 14),
+        // Recent processors write 16 bits, others zero-extend.
+        M::Push if insn.op0_register().is_segment_register() => (2, 4),
+        _ => return Vec::new(),
+    };
+    from_operand(insn, case, &[from..to])
+}
+
+/// Ranges that count from the memory operand, as ranges of the window.
+fn from_operand(insn: &Instruction, case: &Case, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut factory = InstructionInfoFactory::new();
+    let Some(memory) = factory.info(insn).used_memory().first().copied() else { return Vec::new() };
+    let at = crate::generate::linear(&memory, case).wrapping_sub(case.window_at) as usize;
+    ranges.iter().map(|r| at.wrapping_add(r.start)..at.wrapping_add(r.end)).collect()
+}
