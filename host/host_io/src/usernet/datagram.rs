@@ -48,8 +48,10 @@ pub(super) enum DatagramFlow<S> {
 /// What a pump of a flow left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// Nothing more for now.
+    /// There was nothing.
     Nothing,
+    /// There was something, and that was all.
+    All,
     /// There may be more to do right away.
     More,
     /// The world says that nobody is there.
@@ -107,6 +109,7 @@ impl<S: HostSocket> DatagramFlow<S> {
         buf: &mut [u8],
         link: &mut Link,
     ) -> Received {
+        let mut received = Received::Nothing;
         for _ in 0..BURST {
             if !link.has_room() {
                 return Received::More; // Stays on the list until the guest has taken something.
@@ -118,7 +121,7 @@ impl<S: HostSocket> DatagramFlow<S> {
                 DatagramFlow::Forwarded { .. } => return Received::Nothing,
             };
             if !*readable {
-                return Received::Nothing;
+                return received;
             }
             let got = match socket.recv(buf) {
                 Ok(got) => &buf[..got.min(buf.len())],
@@ -126,10 +129,11 @@ impl<S: HostSocket> DatagramFlow<S> {
                 Err(Errno::CONNREFUSED) => return Received::Refused,
                 Err(Errno::AGAIN) => {
                     *readable = false;
-                    return Received::Nothing;
+                    return received;
                 }
                 Err(_) => continue, // An error of one datagram (unreachable, ...): the next may pass.
             };
+            received = Received::All;
             match self {
                 DatagramFlow::Echo { .. } => send_echo_reply(guest, remote, got, link),
                 DatagramFlow::Udp { answered, .. } => {

@@ -211,7 +211,7 @@ impl Driver {
             (self.shared.wake)();
         }
         for frame in frames {
-            self.nat.from_guest(&frame, now);
+            self.nat.guest_frame(&frame, now);
         }
         for (index, pending) in self.pending.iter_mut().enumerate() {
             if *pending {

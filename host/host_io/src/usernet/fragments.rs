@@ -71,7 +71,8 @@ impl Partial {
         let data = fragment.payload();
         let (start, more) = (usize::from(fragment.frag_offset()), fragment.more_frags());
         let end = start + data.len();
-        let misplaced = end + IPV4_HEADER > MAX_PACKET || data.is_empty() || (more && data.len() % 8 != 0);
+        let misplaced =
+            end + IPV4_HEADER > MAX_PACKET || data.is_empty() || (more && !data.len().is_multiple_of(8));
         let beyond = self.end.is_some_and(|known| end > known || (!more && end != known));
         let before_others = !more && self.present.last().is_some_and(|(_, last)| *last > end);
         if misplaced || beyond || before_others {

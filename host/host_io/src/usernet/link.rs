@@ -22,6 +22,8 @@ use super::addresses::{DNS, GATEWAY, MTU, OUR_MAC, can_be_guest};
 const DATA_FRAMES: usize = 512;
 /// Frames beyond which even answers are dropped.
 const ANSWER_FRAMES: usize = 1024;
+/// Frames that wait for an ARP answer; the oldest makes room.
+const PARKED_FRAMES: usize = 16;
 /// Guests behind the one NIC (containers on a bridge inside the guest).
 const NEIGHBOURS: usize = 64;
 
@@ -36,6 +38,8 @@ pub(super) struct Link {
     /// Frames that the port holds for the guest already.
     waiting_outside: usize,
     neighbours: Vec<(Ipv4Addr, EthernetAddress)>,
+    /// Frames that wait until their guest has answered an ARP request.
+    parked: Vec<(Ipv4Addr, Vec<u8>)>,
     next_ident: u16,
 }
 
@@ -71,6 +75,12 @@ impl Link {
             None => {
                 self.neighbours.truncate(NEIGHBOURS - 1);
                 self.neighbours.insert(0, (address, mac));
+                let (ready, parked) = self.parked.drain(..).partition(|(to, _)| *to == address);
+                self.parked = parked;
+                for (_, mut frame) in ready {
+                    EthernetFrame::new_unchecked(&mut frame[..]).set_dst_addr(mac);
+                    self.push(frame);
+                }
             }
         }
     }
@@ -102,7 +112,7 @@ impl Link {
     }
 
     /// Asks who has a guest address; the answer teaches us.
-    pub(super) fn ask_for(&mut self, address: Ipv4Addr) {
+    fn ask_for(&mut self, address: Ipv4Addr) {
         self.send_arp(&ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Request,
             source_hardware_addr: OUR_MAC,
@@ -120,7 +130,7 @@ impl Link {
     }
 
     /// Sends an IPv4 packet of `len` bytes that `fill` writes, to the guest that has address `to`.
-    /// A guest we have not heard of is asked for instead; whoever sent the packet will send it again.
+    /// When we have not heard of that guest yet, the packet waits while we ask for it.
     pub(super) fn send_packet<R>(
         &mut self,
         to: Ipv4Addr,
@@ -132,7 +142,13 @@ impl Link {
         let result = fill(&mut frame[ETHERNET_HEADER..]);
         match known {
             Some(_) => self.push(frame),
-            None => self.ask_for(to),
+            None => {
+                if self.parked.len() >= PARKED_FRAMES {
+                    self.parked.remove(0);
+                }
+                self.parked.push((to, frame));
+                self.ask_for(to);
+            }
         }
         result
     }

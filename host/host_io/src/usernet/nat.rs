@@ -2,7 +2,7 @@
 //!
 //! Called by: `usernet::driver` (with Linux's sockets) and the tests (with a world in memory). Does no I/O of its own.
 //!
-//! Walk of a frame: `from_guest` ► ARP | IPv4 ► (reassembly) ► TCP | UDP | ICMP ► a flow, made if need be ► the flow is
+//! Walk of a frame: `guest_frame` ► ARP | IPv4 ► (reassembly) ► TCP | UDP | ICMP ► a flow, made if need be ► the flow is
 //! listed ► `service` pumps listed flows ► frames for the guest wait in the `Link`.
 //!
 //! Invariants:
@@ -80,7 +80,7 @@ impl<W: World> Nat<W> {
     }
 
     /// A frame from the guest.
-    pub(super) fn from_guest(&mut self, frame: &[u8], now: Instant) {
+    pub(super) fn guest_frame(&mut self, frame: &[u8], now: Instant) {
         let Ok(frame) = EthernetFrame::new_checked(frame) else { return };
         if frame.dst_addr() != OUR_MAC && !frame.dst_addr().is_broadcast() && !frame.dst_addr().is_multicast()
         {
@@ -141,7 +141,7 @@ impl<W: World> Nat<W> {
         {
             if !(is_syn && tcp.is_over()) {
                 flow.last_active = now;
-                tcp.from_guest(bytes, &mut self.link, now);
+                tcp.guest_packet(bytes, &mut self.link, now);
                 return self.flows.list(id);
             }
             self.flows.remove(id);
@@ -495,7 +495,8 @@ impl<W: World> Nat<W> {
             }
             Body::Datagram(datagram) => {
                 match datagram.pump(key.guest, key.remote, &mut self.buf, &mut self.link) {
-                    Received::Nothing => flow.last_active = now,
+                    Received::Nothing => {}
+                    Received::All => flow.last_active = now,
                     Received::More => {
                         flow.last_active = now;
                         self.flows.list(id);

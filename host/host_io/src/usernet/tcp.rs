@@ -130,7 +130,7 @@ impl<S: HostSocket> TcpFlow<S> {
     }
 
     /// A TCP packet of the guest.
-    pub(super) fn from_guest(&mut self, packet: &[u8], link: &mut Link, now: Instant) {
+    pub(super) fn guest_packet(&mut self, packet: &[u8], link: &mut Link, now: Instant) {
         match &mut self.stage {
             Stage::Connecting(_) => {} // The SYN again; it is being worked on.
             Stage::Open(endpoint) => endpoint.ingress(packet, link, now),
@@ -169,7 +169,7 @@ impl<S: HostSocket> TcpFlow<S> {
         match endpoint.tcp().state() {
             State::Established => endpoint.tcp().set_timeout(None),
             // A RST takes a connection that was not established back to LISTEN; there is nobody else to listen for.
-            State::Closed | State::Listen if !(self.aborted && !link.has_room()) => {
+            State::Closed | State::Listen if !self.aborted || link.has_room() => {
                 if !(self.host_finished && self.guest_finished)
                     && let Some(host) = &self.host
                 {

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use guest::{Guest, icmp_socket, tcp_socket, udp_socket};
 use host_io::usernet::{Forward, Protocol, Resolvers, UserNet, UserNetConfig, UserNetError};
-use smoltcp::socket::{dhcpv4, icmp, tcp};
+use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -228,19 +228,18 @@ fn a_reset_travels_in_both_directions() {
     let port = listener.local_addr().unwrap().port();
     let mut guest = Guest::start(loopback());
     let handle = guest.connect((GATEWAY, port), 50_006);
-    let (client, _) = listener.accept().unwrap();
     guest.run(|guest| guest.tcp(handle).may_send().then_some(()));
+    let (client, _) = listener.accept().unwrap();
     rustix::net::sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).unwrap();
     drop(client);
     guest.run(|guest| (guest.tcp(handle).state() == tcp::State::Closed).then_some(()));
 
     let handle = guest.connect((GATEWAY, port), 50_007);
-    let (mut client, _) = listener.accept().unwrap();
     guest.run(|guest| guest.tcp(handle).may_send().then_some(()));
+    let (mut client, _) = listener.accept().unwrap();
     guest.tcp(handle).abort();
     let reader = std::thread::spawn(move || client.read(&mut [0; 1]).unwrap_err().kind());
-    let kind = guest.run(|_| reader.is_finished().then_some(()));
-    let () = kind;
+    guest.run(|_| reader.is_finished().then_some(()));
     assert_eq!(reader.join().unwrap(), std::io::ErrorKind::ConnectionReset);
 }
 
@@ -369,7 +368,7 @@ fn udp_hostfwd_keeps_peers_apart() {
 fn the_gateway_answers_pings_and_outside_is_pinged_or_prohibited() {
     let mut guest = Guest::start(loopback());
     let handle = guest.sockets.add(icmp_socket(0x77));
-    let mut ping = |guest: &mut Guest, to: Ipv4Addr, seq_no: u16| {
+    let ping = |guest: &mut Guest, to: Ipv4Addr, seq_no: u16| {
         let repr = Icmpv4Repr::EchoRequest { ident: 0x77, seq_no, data: b"some bytes to come back" };
         let socket = guest.icmp(handle);
         let buf = socket.send(repr.buffer_len(), to.into()).unwrap();
@@ -384,7 +383,6 @@ fn the_gateway_answers_pings_and_outside_is_pinged_or_prohibited() {
         let (kind, seq, from) = ping(&mut guest, to, seq_no);
         assert_eq!((kind, seq, from), (smoltcp::wire::Icmpv4Message::EchoReply, seq_no, to.into()));
     }
-    let _ = icmp::Endpoint::Unspecified;
 }
 
 #[test]
