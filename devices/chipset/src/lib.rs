@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod debug_port;
+pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
 mod legacy;
@@ -25,6 +26,7 @@ mod testing;
 pub mod uart16550;
 
 pub use debug_port::DebugPort;
+pub use hpet::{Hpet, HpetWiring};
 pub use i8042::I8042;
 pub use ioapic::{Ioapic, IoapicOutput};
 pub use legacy::LegacyReplacement;
@@ -45,6 +47,12 @@ pub struct MsiMessage {
     pub address: u64,
     /// Data.
     pub data: u32,
+}
+
+/// Takes messages to the local APICs.
+pub trait MessageSink: Send + Sync {
+    /// Sends `message`.
+    fn send(&self, message: MsiMessage);
 }
 
 /// What the guest asks of the machine as a whole. Called under a chip's lock: only notes the request.

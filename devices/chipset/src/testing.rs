@@ -49,6 +49,12 @@ impl PlatformRequests for RequestLog {
 #[derive(Clone, Default)]
 pub struct MessageLog(pub Arc<Mutex<Vec<MsiMessage>>>);
 
+impl crate::MessageSink for MessageLog {
+    fn send(&self, message: MsiMessage) {
+        self.0.lock().push(message);
+    }
+}
+
 impl MessageLog {
     pub fn take(&self) -> Vec<MsiMessage> {
         core::mem::take(&mut *self.0.lock())
