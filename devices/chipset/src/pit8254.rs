@@ -180,7 +180,7 @@ impl Pit8254 {
     }
 
     fn read_port_b(&self) -> u8 {
-        let refresh = (self.wiring.clock.now() / REFRESH_NS & 1) as u8;
+        let refresh = ((self.wiring.clock.now() / REFRESH_NS) & 1) as u8;
         let out = u8::from(self.registers.channels[2].output(self.tick()));
         self.registers.port_b | refresh << 4 | out << 5
     }

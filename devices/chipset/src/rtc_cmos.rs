@@ -227,7 +227,7 @@ impl RtcCmos {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.registers.b & B_BINARY != 0 { value } else { (value / 10 << 4).wrapping_add(value % 10) }
+        if self.registers.b & B_BINARY != 0 { value } else { ((value / 10) << 4).wrapping_add(value % 10) }
     }
     fn decode(&self, value: u8) -> u8 {
         if self.registers.b & B_BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xF) }
@@ -237,7 +237,7 @@ impl RtcCmos {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { HOUR_PM } else { 0 };
-        self.encode(if hour % 12 == 0 { 12 } else { hour % 12 }) | pm
+        self.encode((hour + 11) % 12 + 1) | pm
     }
     fn decode_hour(&self, value: u8) -> u8 {
         if self.registers.b & B_24_HOURS != 0 {
