@@ -464,10 +464,10 @@ impl Core for SoftCore {
         self.write_engine_msr(msr, value)
     }
     fn tpr(&mut self) -> u8 {
-        self.apic.tpr()
+        self.apic.tpr() << 4
     }
     fn set_tpr(&mut self, value: u8) {
-        self.apic.set_tpr(value);
+        self.apic.set_tpr(value >> 4);
         self.me.attention.fetch_or(attention::IRQ, SeqCst);
     }
 

@@ -162,12 +162,13 @@ impl Vcpu for SoftVcpu {
     fn reset(&mut self) {
         let core = &mut *self.core;
         core.cpu = Cpu::default();
-        core.tlb.flush_all();
         core.apic.reset();
         core.apic.set_tsc_offset(0);
         core.msr = EngineMsrs::default();
         core.me.attention.fetch_or(attention::IRQ, SeqCst);
         self.wait_for_sipi = core.id != 0;
         self.nmi_pending = false;
+        self.shutdown = false;
+        self.forget_code();
     }
 }

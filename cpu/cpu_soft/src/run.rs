@@ -27,6 +27,8 @@ pub struct SoftVcpu {
     /// After INIT: waits for SIPI.
     pub(crate) wait_for_sipi: bool,
     pub(crate) nmi_pending: bool,
+    /// After a triple fault: only INIT and a reset lead out of it.
+    pub(crate) shutdown: bool,
     /// Instructions executed.
     pub(crate) instructions: u64,
 }
@@ -41,7 +43,14 @@ enum Stop {
 
 impl SoftVcpu {
     pub(crate) fn with_core(core: Box<SoftCore>, wait_for_sipi: bool) -> Self {
-        Self { core, cache: BlockCache::new(), wait_for_sipi, nmi_pending: false, instructions: 0 }
+        Self {
+            core,
+            cache: BlockCache::new(),
+            wait_for_sipi,
+            nmi_pending: false,
+            shutdown: false,
+            instructions: 0,
+        }
     }
 
     /// Runs until the machine has something to decide.
@@ -68,6 +77,7 @@ impl SoftVcpu {
                 return exit;
             }
             if let Stop::TripleFault = self.execute() {
+                self.shutdown = true;
                 return VcpuExit::TripleFault;
             }
         }
@@ -97,7 +107,11 @@ impl SoftVcpu {
         if self.wait_for_sipi {
             return Some(VcpuExit::Halted { wake_at: None });
         }
+        if self.shutdown {
+            return Some(VcpuExit::TripleFault);
+        }
         if let Err(exit) = self.deliver_pending() {
+            self.shutdown = true;
             return Some(exit);
         }
         let core = &mut *self.core;
@@ -110,6 +124,11 @@ impl SoftVcpu {
         if core.cpu.interrupt_shadow {
             return Ok(());
         }
+        if self.nmi_pending && core.cpu.nmi_blocked && !core.cpu.halted {
+            // It is due right behind the IRET that ends the blocking.
+            core.me.attention.fetch_or(attention::IRQ, SeqCst);
+        }
+        core.block_page = NO_PAGE;
         let outcome = if self.nmi_pending && !core.cpu.nmi_blocked {
             self.nmi_pending = false;
             core.cpu.halted = false;
@@ -120,13 +139,13 @@ impl SoftVcpu {
             }
             return Ok(());
         } else {
-            let vector = if core.apic.wants_extint() {
+            let mut vector = None;
+            if core.apic.wants_extint() {
                 core.apic.extint_taken();
-                core.io.as_ref().and_then(|io| io.pic_ack())
-            } else {
-                core.apic.acknowledge()
-            };
-            let Some(vector) = vector else { return Ok(()) };
+                vector = core.io.as_ref().and_then(|io| io.pic_ack());
+            }
+            // An 8259 that withdrew hides nothing of the local APIC's.
+            let Some(vector) = vector.or_else(|| core.apic.acknowledge()) else { return Ok(()) };
             core.cpu.halted = false;
             interrupts::deliver_interrupt(core, vector, Kind::External)
         };
@@ -152,6 +171,7 @@ impl SoftVcpu {
         self.core.cpu.refresh();
         self.core.tlb.flush_all();
         self.nmi_pending = false;
+        self.shutdown = false;
         self.wait_for_sipi = self.core.id != 0;
     }
 
@@ -164,6 +184,12 @@ impl SoftVcpu {
         cpu.gpr[RIP] = 0;
         cpu.refresh();
         self.wait_for_sipi = false;
+    }
+
+    /// Drops all decoded code and translations: RAM may be another's now (reset, restore).
+    pub(crate) fn forget_code(&mut self) {
+        self.cache.clear();
+        self.core.tlb.flush_all();
     }
 
     /// Drops what others (or its own stores) made stale.
@@ -317,6 +343,8 @@ impl SoftVcpu {
         let core = &mut *self.core;
         core.cpu.gpr[RIP] = ip;
         core.cpu.interrupt_shadow = false;
+        // The frame may go to the page of the block that is left.
+        core.block_page = NO_PAGE;
         let pending = core::mem::take(&mut core.cpu.exc);
         match interrupts::deliver_exception(core, pending) {
             Outcome::TripleFault => Stop::TripleFault,

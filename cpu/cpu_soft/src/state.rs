@@ -118,10 +118,11 @@ impl SoftVcpu {
             sse: SseState { xmm: cpu.x.ymm.map(|r| [r[0], r[1]]), mxcsr: cpu.x.mxcsr },
             avx: cpu.x.ymm.map(|r| [r[2], r[3]]),
             apic: Some(core.apic.save()),
-            run_state: match (self.wait_for_sipi, cpu.halted) {
-                (true, _) => RunState::WaitForSipi,
-                (false, true) => RunState::Halted,
-                (false, false) => RunState::Running,
+            run_state: match (self.wait_for_sipi, self.shutdown, cpu.halted) {
+                (true, ..) => RunState::WaitForSipi,
+                (_, true, _) => RunState::Shutdown,
+                (_, _, true) => RunState::Halted,
+                _ => RunState::Running,
             },
             shadow: match (cpu.interrupt_shadow, cpu.shadow_blocks_debug) {
                 (false, _) => InterruptShadow::None,
@@ -193,10 +194,11 @@ impl SoftVcpu {
         core.msr.kvm_system_time = find(msr::KVM_SYSTEM_TIME_NEW);
         core.msr.kvm_wall_clock = find(msr::KVM_WALL_CLOCK_NEW);
         core.publish_kvmclock(true);
-        core.tlb.flush_all();
         core.me.attention.fetch_or(attention::IRQ, SeqCst);
         self.wait_for_sipi = state.run_state == RunState::WaitForSipi;
+        self.shutdown = state.run_state == RunState::Shutdown;
         self.nmi_pending = state.nmi_pending;
+        self.forget_code();
         Ok(())
     }
 }

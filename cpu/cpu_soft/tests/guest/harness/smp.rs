@@ -1,0 +1,1 @@
+//! Several vCPUs in threads of their own.

@@ -1,0 +1,8 @@
+//! Small guest programs on the `soft` engine, through the public traits only.
+//!
+//! One test binary, so that it links once. `harness` is the machine around the vCPU; the other modules each
+//! take one part of the architecture.
+
+mod harness;
+mod interrupts;
+mod smoke;
