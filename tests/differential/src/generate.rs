@@ -69,6 +69,10 @@ fn is_unfit(insn: &Instruction, r: &Registers, plan: &Plan) -> bool {
         M::Shld | M::Shrd if narrow => (insn.immediate8() | r.gpr[1] as u8) & 0x10 != 0,
         // Selectors are written with 16 bits or zero-extended.
         M::Push if insn.op0_register().is_segment_register() => !plan.quiet,
+        // What is done or looked at before a fault.
+        M::Popa | M::Popad | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => !plan.quiet,
+        // Some read 32 bits of memory.
+        M::Movsxd if narrow => !plan.quiet,
         M::Call | M::Jmp => insn.op0_register().full_register() == Register::RSP,
         _ if is_xsave(insn) => r.gpr[0] > 7 || r.gpr[2] != 0,
         _ => false,
