@@ -83,11 +83,12 @@ impl LowerContext {
         let displacement_bits = match insn.memory_displ_size() {
             2 => 16,
             8 => 64,
-            _ if self.mode.is_long() && base == Register::None && index == Register::None => 64,
             _ => 32,
         };
         let bits = match (base, index) {
             (Register::None, Register::None) => displacement_bits,
+            // A vector index (VSIB) without base has the address size of the code: no prefix shows here.
+            (Register::None, r) if !r.is_gpr() => displacement_bits,
             (Register::None, r) | (r, _) => r.size() as u8 * 8,
         };
         op.addr_shift = 64 - bits;

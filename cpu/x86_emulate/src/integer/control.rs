@@ -7,11 +7,11 @@ use super::operand::{attempt, by_width, one_operand};
 use super::stack;
 use crate::core::{Core, Fault, Word};
 use crate::cpu::{RIP, reg};
-use crate::lower::LowerContext;
+use crate::lower::{LowerContext, gpr};
 use crate::mode::ModeKey;
 use crate::op::{Handler, Op, Step};
 use x86_decode::{Instruction, Mnemonic, OpKind};
-use x86_defs::SegmentIndex;
+use x86_defs::{Exception, SegmentIndex};
 
 /// Whether a 48-bit linear address is canonical.
 #[inline(always)]
@@ -103,8 +103,24 @@ fn loop_<C: Core, A: Word, const KIND: u8>(c: &mut C, op: &Op<C>) -> Step {
     } else {
         op.end_block(c)
     };
-    super::write_reg(c, reg::RCX as u8, left);
+    if KIND != 3 {
+        super::write_reg(c, reg::RCX as u8, left);
+    }
     step
+}
+
+/// BOUND: #BR if the signed index is outside of the two bounds in memory.
+fn bound<C: Core, W: Word>(c: &mut C, op: &Op<C>) -> Step {
+    let bytes = u64::from(W::BYTES);
+    let at = attempt!(op.linear_read(c, 2 * bytes));
+    let low = attempt!(c.load::<W>(at)).sext() as i64;
+    let high = attempt!(c.load::<W>(at.wrapping_add(bytes))).sext() as i64;
+    let index = super::read_reg::<W, C>(c, op.dst).sext() as i64;
+    if index < low || index > high {
+        c.raise(Exception::BoundRange, 0);
+        return Step::Fault;
+    }
+    Step::Next
 }
 
 /// Operand size in bytes of a near branch, and its target from the block's start.
@@ -141,6 +157,11 @@ pub(super) fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<O
                 op.imm = 0;
             }
             Some(op)
+        }
+        Mnemonic::Bound => {
+            let wide = insn.op0_register().size() == 4;
+            let run: Handler<C> = if wide { bound::<C, u32> } else { bound::<C, u16> };
+            Some(Op { dst: gpr(insn.op0_register()), ..ctx.op(insn, run) })
         }
         Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => lower_loop(insn, ctx),
         Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => lower_loop(insn, ctx),

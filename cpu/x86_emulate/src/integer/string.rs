@@ -109,7 +109,8 @@ fn block<C: Core, W: Word, const KIND: u8>(c: &mut C, op: &Op<C>, count: u64) ->
         let from = masked(op, c.cpu().gpr[RSI]);
         let from = segment_linear(c, op.seg, from, size, false)?;
         bytes = bytes.min(4096 - (from & 0xFFF)) & !(size - 1);
-        if bytes == 0 {
+        // Onto itself, closer than an element: not what a copy byte by byte does.
+        if bytes == 0 || to.wrapping_sub(from) < size {
             return Ok(0);
         }
         c.copy(to, from, bytes)?
