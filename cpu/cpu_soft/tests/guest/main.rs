@@ -3,6 +3,8 @@
 //! One test binary, so that it links once. `harness` is the machine around the vCPU; the other modules each
 //! take one part of the architecture.
 
+mod faults;
 mod harness;
 mod interrupts;
+mod self_modifying;
 mod smoke;
