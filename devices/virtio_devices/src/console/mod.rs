@@ -183,10 +183,9 @@ impl VirtioDevice for Console {
         if core::mem::replace(&mut self.size, size) == size {
             return;
         }
-        if self.controlled {
-            if let Some(terminal) = self.ports.iter().position(|p| p.is_terminal) {
-                control::announce_size(&mut self.shared.lock(), terminal, size);
-            }
+        let terminal = self.ports.iter().position(|p| p.is_terminal);
+        if let Some(terminal) = terminal.filter(|_| self.controlled) {
+            control::announce_size(&mut self.shared.lock(), terminal, size);
         }
         signals.config_changed();
     }
