@@ -1,3 +1,5 @@
+//! The local APIC by the manual's rules, routing by every scheme, golden bytes, random and hostile traffic.
+
 use super::registers as reg;
 use super::*;
 use alloc::sync::Arc;

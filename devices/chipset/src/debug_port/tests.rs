@@ -1,3 +1,5 @@
+//! The debug port.
+
 use super::*;
 use crate::testing::{Access, golden};
 

@@ -1,3 +1,5 @@
+//! The HPET: counter, one-shot and periodic timers, lines and messages, saved state.
+
 use super::*;
 use crate::testing::{Access, LineLog, MessageLog, golden};
 use guest_time::manual::{ManualTime, ManualTimer};

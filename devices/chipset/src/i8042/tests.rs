@@ -1,3 +1,5 @@
+//! The keyboard controller: Linux's probe, reset, saved state.
+
 use super::*;
 use crate::testing::{Access, LineLog, RequestLog, golden};
 

@@ -1,3 +1,5 @@
+//! The I/O APIC: edges, levels and their EOI, routes, saved state.
+
 use super::*;
 use crate::testing::{Access, MessageLog, golden};
 use alloc::vec::Vec;

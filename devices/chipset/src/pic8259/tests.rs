@@ -1,3 +1,5 @@
+//! The 8259 pair: priorities, cascade, spurious requests, modes, and INTR against what an acknowledge finds.
+
 use super::*;
 use crate::testing::{Access, LineLog, golden};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The 8254: every mode against the data sheet, late ticks under both policies, saved state.
+
 use super::*;
 use crate::testing::{Access, LineLog, golden};
 use guest_time::manual::{ManualTime, ManualTimer};

@@ -1,3 +1,5 @@
+//! The power-management block: sleep, events, the timer and its carries.
+
 use super::*;
 use crate::testing::{Access, LineLog, RequestLog, golden};
 use guest_time::manual::{ManualTime, ManualTimer};

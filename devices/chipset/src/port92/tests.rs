@@ -1,3 +1,5 @@
+//! Port 92h.
+
 use super::*;
 use crate::testing::{Access, RequestLog, golden};
 

@@ -1,3 +1,5 @@
+//! The reset control register.
+
 use super::*;
 use crate::testing::{Access, RequestLog, golden};
 

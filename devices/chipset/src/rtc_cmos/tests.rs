@@ -1,3 +1,5 @@
+//! The RTC: calendar formats, setting as Linux does it, its three interrupts, saved state.
+
 use super::*;
 use crate::testing::{Access, LineLog, golden};
 use guest_time::manual::{ManualTime, ManualTimer};

@@ -1,3 +1,5 @@
+//! The UART: detection, interrupts, a full host, loopback, saved state.
+
 use super::*;
 use crate::testing::{Access, LineLog, golden};
 use alloc::sync::Arc;
