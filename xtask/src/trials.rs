@@ -93,7 +93,11 @@ pub fn run_rows(vmm: &Vmm, tier: Tier, name_contains: Option<String>, seed: u64)
     let report =
         guest_trials::run(&selection, vmm, &cache, &mut Bars::new(), &mut |row| match &row.outcome {
             Outcome::Passed => eprintln!("ok      {:>12}  {}", seconds(row.took), row.name),
-            Outcome::Failed(reason) => eprintln!("FAILED  {:>12}  {}: {reason}", seconds(row.took), row.name),
+            // The whole reason stands in the summary.
+            Outcome::Failed(reason) => {
+                let first = reason.lines().next().unwrap_or_default();
+                eprintln!("FAILED  {:>12}  {}: {first}", seconds(row.took), row.name);
+            }
             Outcome::NotRun(_) => {}
         });
     Ok(report)

@@ -34,7 +34,7 @@ fn reboot_loop(stage: &Stage, cpus: u32) -> Result<(), Failure> {
             console.expect(guest_catalog::INIT_MARKER, stage.patience(15))?;
             let ready = console.expect_line(guest_catalog::READY_MARKER, stage.patience(10))?;
             Failure::unless(ready == format!("{cpus} cpus"), || format!("{ready} are up instead of {cpus}"))?;
-            console.expect("machine restart", stage.patience(10))?;
+            console.expect("Restarting system", stage.patience(10))?;
         }
         vm.console().expect(guest_catalog::INIT_MARKER, stage.patience(15))?;
         vm.stop(stage.patience(5)).map(|_| ())
@@ -59,7 +59,7 @@ fn triple_fault(stage: &Stage) -> Result<(), Failure> {
     let guest = stage.guest("cloud")?;
     let mut vm = stage.start(&VmConfig::new(&guest, Boot::BzImage, 1, "reboot=t bedplate.reboot")?)?;
     let outcome = (|| {
-        vm.console().expect("machine restart", stage.patience(20))?;
+        vm.console().expect("Restarting system", stage.patience(20))?;
         let exit = vm.wait(stage.patience(10))?;
         ended_with(stage, &vm, exit, TRIPLE_FAULT, "triple fault")
     })();

@@ -46,10 +46,7 @@ fn debian(stage: &Stage, cpus: u32) -> Result<(), Failure> {
         Failure::unless(count == cpus.to_string(), || format!("nproc says {count}"))?;
         shell.leave("reboot")?;
 
-        vm.console().expect("Restarting system", stage.patience(30)).or_else(|error| {
-            // Newer kernels word it differently; the next login prompt is what counts.
-            if matches!(error, crate::ConsoleError::Closed { .. }) { Err(error) } else { Ok(String::new()) }
-        })?;
+        vm.console().expect_any(&["Restarting system", "machine restart"], stage.patience(60))?;
         let mut shell = log_in(stage, vm.console())?;
         let read = shell.run("cat /root/kept")?;
         Failure::unless(read == word, || format!("the file holds {read:?} after the reboot, not {word:?}"))?;
@@ -91,9 +88,8 @@ fn alpine(stage: &Stage, cpus: u32) -> Result<(), Failure> {
         shell.run("mount -o remount,rw / && echo 'ttyS0::respawn:-/bin/sh' >> /etc/inittab && sync")?;
         shell.leave("exec /sbin/init")?;
         vm.console().expect("OpenRC", stage.patience(20))?;
-        vm.console()
-            .expect("~ #", stage.patience(60))
-            .or_else(|_| vm.console().expect("# ", stage.patience(5)))?;
+        // This one is a login shell, with a prompt of its own.
+        vm.console().expect_any(&["~ #", "~#"], stage.patience(60))?;
         let mut shell = Shell::at(vm.console(), stage.patience(20))?;
         let release = shell.run("cat /etc/alpine-release")?;
         Failure::unless(release.starts_with("3.23"), || format!("/etc/alpine-release says {release}"))?;
