@@ -116,7 +116,7 @@ impl FunctionCore {
     /// The guest reads.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         self.config.read(offset, data);
-        let (status, pending, _) = self.interrupts.parts();
+        let (status, pending) = self.interrupts.status();
         let mut overlay = |at: u16, bits: &[u8]| {
             for (i, bits) in bits.iter().enumerate() {
                 let index = (usize::from(at) + i).checked_sub(usize::from(offset));

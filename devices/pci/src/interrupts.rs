@@ -126,6 +126,12 @@ impl Interrupts {
         state.drive();
     }
 
+    /// What the guest reads in configuration space: INTx status, MSI pending bits.
+    pub(crate) fn status(&self) -> (bool, u32) {
+        let state = self.state.lock();
+        (state.status, state.msi.as_ref().map_or(0, |m| m.pending))
+    }
+
     /// Everything that configuration space does not hold: INTx status, MSI pending bits, the MSI-X table.
     pub(crate) fn parts(&self) -> (bool, u32, alloc::vec::Vec<(Msi, bool, bool)>) {
         let state = self.state.lock();

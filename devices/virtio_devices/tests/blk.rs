@@ -330,6 +330,45 @@ fn busy_backends_lose_nothing() {
 }
 
 #[test]
+fn the_cap_on_requests_holds() {
+    let mut board = Board::new();
+    let disk = MemoryDisk::new();
+    disk.state.lock().manual = true;
+    let config = BlkConfig { serial: String::new(), max_in_flight: 2 };
+    board.plug(Blk::new(Box::new(disk.clone()), config));
+    let (_, mut rings) = set_up(&board, ALL, true);
+    for n in 0..5 {
+        issue(&board, &mut rings, n, READ, n, &[(DATA, 512, true)]);
+    }
+    for waiting in [2, 2, 2, 2, 1, 0] {
+        assert_eq!(disk.state.lock().waiting.len(), waiting);
+        disk.complete(1);
+        board.settle();
+    }
+    assert_eq!(rings.used().len(), 5);
+}
+
+#[test]
+fn a_driver_that_floods_lets_others_have_their_turn() {
+    let mut board = Board::new();
+    let function = board.plug(blk(&MemoryDisk::new()));
+    let (_, mut rings) = set_up(&board, 0, true);
+    let at = header(&board, 0, READ, 0);
+    let head = rings.add(&[(at, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    // The ring always looks full: 64 entries ahead of wherever the device stands.
+    board.ram.fill_bytes(rings.avail + 4, head as u8, 128);
+    for turn in 1..4u16 {
+        board.ram.store(rings.avail + 2, turn * 64);
+        rings.kick();
+        assert_eq!(board.ram.load::<u16>(rings.used + 2), turn * 64);
+    }
+    board.ram.store(rings.avail + 2, 4 * 64u16);
+    board.settle();
+    assert_eq!(board.ram.load::<u16>(rings.used + 2), 4 * 64, "it woke itself for the rest");
+    assert!(function.lock().quiesce().is_ready());
+}
+
+#[test]
 fn a_reset_waits_for_what_is_in_flight() {
     let mut board = Board::new();
     let disk = MemoryDisk::new();

@@ -276,6 +276,29 @@ fn restores_refuse_what_cannot_be() {
     assert!(other.restore(&other_kind).is_err());
 }
 
+/// The bytes of version 1. They stay as they are; a new version adds its own.
+const GOLDEN_V1: &str = concat!(
+    "018036000000010003000000040006040027000000000000000000000000000000010000000000000000000000000100",
+    "000000000000000000000001028001000000040380010000000f06000100000001078005000000080000000109000100",
+    "0000010a0001000000010b80600000000700000001000100000010510000000100010000002002000200000000100300",
+    "020000000020040002000000003005000100000001060001000000030700010000000708000100000005090010000000",
+    "030000000000000009000000000000000c80230000000100080000007265636f72646572020001000000010300080000",
+    "00010002000000cdab",
+);
+
+#[test]
+fn golden_bytes() {
+    let (f, _) = running();
+    let data = f.save().unwrap().data;
+    let hex: String = data.iter().map(|b| alloc::format!("{b:02x}")).collect();
+    assert_eq!(hex, GOLDEN_V1);
+    let from_hex = |i: usize| u8::from_str_radix(&GOLDEN_V1[i..i + 2], 16).unwrap();
+    let data = (0..GOLDEN_V1.len()).step_by(2).map(from_hex).collect();
+    let (mut copy, _) = fresh();
+    copy.restore(&StateBlob { kind: "virtio-pci".into(), version: 1, data }).unwrap();
+    assert_eq!(copy.to_saved(), f.to_saved());
+}
+
 device::device_conformance!(transport_conforms, || fresh().0, &[0x4000, 0x1000], |f: &mut VirtioPci| {
     *f = running().0;
 });
