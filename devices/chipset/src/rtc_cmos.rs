@@ -237,7 +237,7 @@ impl RtcCmos {
             return self.encode(hour);
         }
         let pm = if hour >= 12 { HOUR_PM } else { 0 };
-        self.encode((hour + 11) % 12 + 1) | pm
+        self.encode((hour % 12 + 11) % 12 + 1) | pm
     }
     fn decode_hour(&self, value: u8) -> u8 {
         if self.registers.b & B_24_HOURS != 0 {

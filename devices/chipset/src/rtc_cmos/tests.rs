@@ -91,6 +91,18 @@ fn is_set_as_linux_does() {
 }
 
 #[test]
+fn an_hour_that_never_is_can_be_read_back() {
+    let mut b = bench(MissedTicks::Discard);
+    b.set(REGISTER_B, B_SET | B_BINARY | B_24_HOURS);
+    b.set(HOURS, 0xFF);
+    assert_eq!(b.get(HOURS), 0xFF);
+    b.set(REGISTER_B, B_SET);
+    assert_eq!(b.get(HOURS), 0x83, "in the other format, three in the afternoon");
+    b.set(REGISTER_B, 0);
+    b.all();
+}
+
+#[test]
 fn update_and_alarm_interrupts() {
     let mut b = bench(MissedTicks::Discard);
     b.get(REGISTER_C);
