@@ -12,6 +12,8 @@
 
 mod error;
 mod identity;
+mod overlay;
+mod qcow2;
 mod raw;
 mod spec;
 
@@ -30,7 +32,11 @@ pub trait Disk: BlockStore + std::fmt::Debug {
     /// The path it was opened by.
     fn path(&self) -> &Path;
 
-    /// Which disk this is, and in which state; equal identities mean equal content. Exact once `flush` has returned.
+    /// Which disk this was when it was opened, before anything was done to it: what `restore` compares with what `save`
+    /// noted. Equal identities mean equal content.
+    fn opened_as(&self) -> DiskIdentity;
+
+    /// Which disk this is now: what `save` notes, after a `flush` and with nothing in flight.
     fn identity(&self) -> Result<DiskIdentity, DiskError>;
 
     /// Freezes this disk and goes on in a new qcow2 image at `overlay` that is based on it: everything so far is
@@ -43,10 +49,6 @@ pub trait Disk: BlockStore + std::fmt::Debug {
 pub fn open(spec: &DiskSpec) -> Result<Box<dyn Disk>, DiskError> {
     match spec.resolved_format() {
         Format::Raw => Ok(Box::new(raw::RawDisk::open(spec)?)),
-        Format::Qcow2 => Err(DiskError::Unsupported {
-            path: spec.path.clone(),
-            what: "qcow2".into(),
-            way_out: "convert it with qemu-img convert -O raw".into(),
-        }),
+        Format::Qcow2 => Ok(Box::new(qcow2::Qcow2Disk::open(spec)?)),
     }
 }

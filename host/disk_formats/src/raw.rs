@@ -6,8 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use host_io::block_store::check_range;
@@ -15,7 +14,7 @@ use host_io::file_lock::{ImageLock, LockMode};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::{BlockStore, Disk, DiskError, DiskIdentity, DiskSpec, Format, identity};
+use crate::{BlockStore, Disk, DiskError, DiskIdentity, DiskSpec, Format, identity, overlay};
 
 const SECTOR: u64 = 512;
 
@@ -27,7 +26,8 @@ pub(crate) struct RawDisk {
     size_bytes: u64,
     /// Bytes the file really has; only a read-only image may end inside its last sector.
     file_bytes: u64,
-    lock: Arc<ImageLock>,
+    lock: ImageLock,
+    opened_as: DiskIdentity,
     /// Set when an overlay took over: no more changes.
     frozen: AtomicBool,
     /// The file system cannot punch holes: discards are hints, so stop asking.
@@ -58,18 +58,28 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<(File, u64, Im
     Ok((file, bytes, lock))
 }
 
+fn identify(path: &Path, file: &File, size_bytes: u64) -> Result<DiskIdentity, DiskError> {
+    identity::identify(file, size_bytes, &[]).map_err(|source| DiskError::Io {
+        path: path.into(),
+        what: "find its identity",
+        source,
+    })
+}
+
 impl RawDisk {
     pub(crate) fn open(spec: &DiskSpec) -> Result<RawDisk, DiskError> {
         let (file, file_bytes, lock) = open_locked(&spec.path, spec.read_only)?;
         if file_bytes % SECTOR != 0 && !spec.read_only {
             return Err(DiskError::OddSize { path: spec.path.clone(), bytes: file_bytes });
         }
+        let size_bytes = file_bytes.next_multiple_of(SECTOR);
         Ok(RawDisk {
             spec: spec.clone(),
+            opened_as: identify(&spec.path, &file, size_bytes)?,
             file,
-            size_bytes: file_bytes.next_multiple_of(SECTOR),
+            size_bytes,
             file_bytes,
-            lock: Arc::new(lock),
+            lock,
             frozen: AtomicBool::new(false),
             no_holes: AtomicBool::new(false),
         })
@@ -177,19 +187,16 @@ impl Disk for RawDisk {
         &self.spec.path
     }
 
-    fn identity(&self) -> Result<DiskIdentity, DiskError> {
-        identity::identify(&self.file, self.size_bytes, &[]).map_err(|source| DiskError::Io {
-            path: self.spec.path.clone(),
-            what: "find its identity",
-            source,
-        })
+    fn opened_as(&self) -> DiskIdentity {
+        self.opened_as
     }
 
-    fn create_overlay(&self, _overlay: &Path) -> Result<Box<dyn Disk>, DiskError> {
-        Err(DiskError::Unsupported {
-            path: self.spec.path.clone(),
-            what: "an overlay".into(),
-            way_out: "stop the VM to save it".into(),
-        })
+    fn identity(&self) -> Result<DiskIdentity, DiskError> {
+        identify(&self.spec.path, &self.file, self.size_bytes)
+    }
+
+    fn create_overlay(&self, path: &Path) -> Result<Box<dyn Disk>, DiskError> {
+        let base = overlay::Base { disk: self, spec: &self.spec, lock: &self.lock, frozen: &self.frozen };
+        overlay::create(&base, path)
     }
 }

@@ -57,6 +57,11 @@ impl ImageLock {
         Ok(())
     }
 
+    /// Takes the image back for writing after `downgrade_to_read`; says `WouldBlock` if a reader came in meanwhile.
+    pub fn upgrade_to_write(&self) -> io::Result<()> {
+        self.apply(LockMode::Write)
+    }
+
     fn apply(&self, mode: LockMode) -> io::Result<()> {
         let used = if mode == LockMode::Write { ALL } else { READ };
         let denied = ALL & !GRANTED_TO_OTHERS;

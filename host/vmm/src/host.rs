@@ -4,7 +4,10 @@
 //!
 //! Invariant: what a key means stands in the resolved [`VmSpec`]; nothing else of the host can be reached from below.
 
+use crate::console;
 use crate::convert::{INITRD, KERNEL, index_of};
+use crate::disk::{self, OpenDisk};
+use crate::network;
 use crate::panic_watch::PanicWatch;
 use crate::serial::{self, OnPanic};
 use crate::services::{DeviceEvents, lock};
@@ -19,9 +22,12 @@ use host_io::serial::ConsoleSpec;
 use hypervisor::Wake;
 use machine::{DeviceSlot, HostError, HostServices, RequestQueue, SerialInput};
 use machine_spec::{HostKey, RamBacking, RamSpec};
+use rustix::rand::GetRandomFlags;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
 
 /// Largest kernel or initial RAM disk that is read.
 const MAX_BOOT_FILE_BYTES: u64 = 4 << 30;
@@ -35,6 +41,7 @@ pub struct Host {
     watch: Arc<PanicWatch>,
     on_panic: OnPanic,
     ram: Mutex<Option<Arc<RamMapping>>>,
+    disks: Mutex<BTreeMap<String, Arc<OpenDisk>>>,
 }
 
 impl Host {
@@ -47,7 +54,7 @@ impl Host {
         on_panic: OnPanic,
     ) -> Self {
         let beds = (0..vm.cpus).map(|_| Bed::new()).collect();
-        Self { vm, events, beds, requests, watch, on_panic, ram: Mutex::new(None) }
+        Self { vm, events, beds, requests, watch, on_panic, ram: Mutex::new(None), disks: Mutex::default() }
     }
 
     /// Where the vCPU threads sleep.
@@ -58,6 +65,19 @@ impl Host {
     /// Time and wake-ups.
     pub fn events(&self) -> &DeviceEvents {
         &self.events
+    }
+
+    /// The console end that a key names.
+    fn end(&self, kind: &str, stream: Option<&HostKey>, ends: &[String]) -> Result<ConsoleSpec, HostError> {
+        let Some(key) = stream else { return Ok(ConsoleSpec::Null) };
+        let text = index_of(kind, key).and_then(|index| ends.get(index));
+        let text = text.ok_or_else(|| HostError(format!("the spec names no such {kind}")))?;
+        text.parse().map_err(host_error)
+    }
+
+    /// The disks that are open, by key.
+    pub fn disks(&self) -> Vec<(String, Arc<OpenDisk>)> {
+        lock(&self.disks).iter().map(|(key, disk)| (key.clone(), disk.clone())).collect()
     }
 
     fn mapping(&self) -> Result<Arc<RamMapping>, HostError> {
@@ -121,16 +141,47 @@ impl HostServices for Host {
         input: SerialInput,
         waker: Waker,
     ) -> Result<Box<dyn SerialOut>, HostError> {
-        let text = match stream {
-            None => "none",
-            Some(key) => {
-                let text = index_of("serial", key).and_then(|index| self.vm.serial.get(index));
-                text.ok_or_else(|| HostError("the spec names no such serial port".into()))?
-            }
-        };
-        let spec: ConsoleSpec = text.parse().map_err(host_error)?;
+        let spec = self.end("serial", stream, &self.vm.serial)?;
         let (requests, watch, on_panic) = (self.requests.clone(), self.watch.clone(), self.on_panic.clone());
         serial::open(&spec, input, waker, requests, watch, on_panic).map_err(host_error)
+    }
+
+    fn open_console(&self, stream: Option<&HostKey>) -> Result<Box<dyn ConsoleBackend>, HostError> {
+        let text = self.end("console", stream, &self.vm.consoles)?;
+        console::open(&text, self.requests.clone()).map_err(host_error)
+    }
+
+    fn open_disk(&self, key: &HostKey) -> Result<Box<dyn BlockBackend>, HostError> {
+        let spec = index_of("disk", key).and_then(|index| self.vm.disks.get(index));
+        let spec = spec.ok_or_else(|| HostError("the spec names no such disk".into()))?;
+        let image = disk_formats::open(&spec.to_disk_format().map_err(host_error)?).map_err(host_error)?;
+        let disk = OpenDisk::new(image, !spec.ignore_discard).map_err(host_error)?;
+        lock(&self.disks).insert(key.0.clone(), disk.clone());
+        Ok(Box::new(disk::Backend(disk)))
+    }
+
+    fn open_net(&self, key: &HostKey) -> Result<(Box<dyn NetBackend>, u16), HostError> {
+        let spec = index_of("net", key).and_then(|index| self.vm.nets.get(index));
+        network::open(spec.ok_or_else(|| HostError("the spec names no such network".into()))?)
+            .map_err(host_error)
+    }
+
+    fn entropy(&self) -> Result<Box<dyn EntropySource>, HostError> {
+        Ok(Box::new(Entropy))
+    }
+}
+
+/// The kernel's random numbers.
+struct Entropy;
+
+impl EntropySource for Entropy {
+    fn fill(&mut self, mut buf: &mut [u8]) {
+        while !buf.is_empty() {
+            // Fails only by interruption, once the kernel's pool was filled at its start.
+            if let Ok(got) = rustix::rand::getrandom(&mut *buf, GetRandomFlags::empty()) {
+                buf = &mut buf[got..];
+            }
+        }
     }
 }
 

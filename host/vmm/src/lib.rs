@@ -6,17 +6,21 @@
 //! - [`wire`]: the VM as people write it (TOML, command line); [`convert`] makes a machine's spec of it.
 //! - [`launch`]: from a spec to a running VM; [`driver`]: the thread that changes what it is doing.
 //! - [`host`]: this host as the machine's ground. [`services`]: time and wake-ups for devices. [`vcpu_threads`]:
-//!   the threads that run vCPUs. [`serial`], [`panic_watch`]: consoles.
+//!   the threads that run vCPUs. [`serial`], [`console`], [`panic_watch`], [`disk`],
+//!   [`network`]: the other ends of its devices.
 //! - [`exit`]: how a VM ended, as a process exit code and a sentence.
 #![forbid(unsafe_code)]
 
 pub mod bell;
+pub mod console;
 pub mod convert;
+pub mod disk;
 pub mod driver;
 pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod launch;
+pub mod network;
 pub mod panic_watch;
 pub mod serial;
 pub mod services;

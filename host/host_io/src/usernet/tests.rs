@@ -470,7 +470,7 @@ fn hostile() -> impl Strategy<Value = Hostile> {
     let near = || prop_oneof![-5i32..100, any::<i32>()];
     prop_oneof![
         1 => bytes(1600).prop_map(Hostile::Noise),
-        6 => (1u16..6, port(), any::<u8>(), near(), near(), 0usize..1400, bytes(40)).prop_map(
+        6 => (1u16..6, port(), prop_oneof![Just(2u8), Just(16), Just(24), Just(17), any::<u8>()], near(), near(), 0usize..1400, bytes(40)).prop_map(
             |(from, port, flags, seq, ack, len, options)| Hostile::Tcp { from, port, flags, seq, ack, len, options }
         ),
         2 => (1u16..6, port(), 0usize..1400).prop_map(|(from, port, len)| Hostile::Udp { from, port, len }),
@@ -481,7 +481,8 @@ fn hostile() -> impl Strategy<Value = Hostile> {
     ]
 }
 
-fn hostile_frame(event: &Hostile) -> Vec<u8> {
+/// `numbers` are the NAT's initial sequence numbers by the guest's port, so that acknowledgements hit.
+fn hostile_frame(event: &Hostile, numbers: &HashMap<u16, i32>) -> Vec<u8> {
     match event {
         Hostile::Noise(bytes) => bytes.clone(),
         Hostile::Tcp { from, port, flags, seq, ack, len, options } => {
@@ -490,6 +491,7 @@ fn hostile_frame(event: &Hostile) -> Vec<u8> {
             tcp[..2].copy_from_slice(&from.to_be_bytes());
             tcp[2..4].copy_from_slice(&port.to_be_bytes());
             tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+            let ack = ack.wrapping_add(numbers.get(from).copied().unwrap_or(0));
             tcp[8..12].copy_from_slice(&ack.to_be_bytes());
             tcp[12] = (header as u8 / 4) << 4;
             tcp[13] = *flags;
@@ -530,11 +532,12 @@ proptest! {
     ) {
         let mut nat = nat(3, 3);
         let mut now = Instant::ZERO;
+        let mut numbers = HashMap::new();
         for (event, cut, flip) in events {
             if let Hostile::Wait(ms) = event {
                 now += Duration::from_millis(ms);
             }
-            let mut frame = hostile_frame(&event);
+            let mut frame = hostile_frame(&event, &numbers);
             if flip == 0 && !frame.is_empty() {
                 let at = usize::from(cut) % frame.len();
                 frame[at] ^= 1 << (cut % 8);
@@ -549,7 +552,11 @@ proptest! {
             let out = frames(&mut nat);
             prop_assert!(out.len() <= 1024);
             for frame in out {
-                meaning(&frame);
+                if meaning(&frame) == "syn-ack" {
+                    let ip = Ipv4Packet::new_unchecked(&frame[ETHERNET_HEADER..]);
+                    let tcp = TcpPacket::new_unchecked(ip.payload());
+                    numbers.insert(tcp.dst_port(), tcp.seq_number().0);
+                }
             }
         }
     }

@@ -145,7 +145,7 @@ impl Default for VmSpec {
             clock_rate: None,
             on_reset: OnReset::Reboot,
             on_panic: OnPanic::Stop,
-            rng: false,
+            rng: true,
             serial: vec!["stdio".into()],
             consoles: Vec::new(),
             boot: None,

@@ -66,6 +66,10 @@ impl NetSpec {
         if let Some(mac) = &self.mac {
             parse_mac(mac)?;
         }
+        if self.kind == NetKind::User {
+            let checked = crate::network::user_config(self);
+            checked.map_err(|error| SpecError::field("net", "user", error.to_string()))?;
+        }
         match self.kind {
             NetKind::User if self.ifname.is_some() => Err(SpecError::field(
                 "net.ifname",
