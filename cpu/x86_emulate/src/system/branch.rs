@@ -4,9 +4,19 @@ use super::far::{self, Transfer};
 use super::interrupts::{self, Kind};
 use super::{handler, iret};
 use crate::core::{Core, Fault};
+use crate::cpu::RIP;
 use crate::lower::LowerContext;
 use crate::op::{Op, Step};
 use x86_decode::{Code, Instruction, OpKind};
+
+/// A fault met by a new task is reported at its own RIP: run loops find that as "behind the instruction".
+fn settle<C: Core>(c: &mut C, op: &Op<C>, done: Result<Step, Fault>) -> Result<Step, Fault> {
+    if done.is_err() && c.cpu().exc.is_trap {
+        let rip = &mut c.cpu_mut().gpr[RIP];
+        *rip = rip.wrapping_sub(u64::from(op.at) + u64::from(op.len));
+    }
+    done
+}
 
 /// JMP or CALL with the address in the instruction: `imm` is the offset, `disp` the selector.
 fn direct<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
@@ -17,7 +27,8 @@ fn direct<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
         call: op.aux != 0,
         next_ip: op.next_ip(c),
     };
-    far::transfer(c, &t)
+    let done = far::transfer(c, &t);
+    settle(c, op, done)
 }
 
 /// JMP or CALL with the address in memory.
@@ -36,37 +47,37 @@ fn indirect<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
         call: op.aux != 0,
         next_ip: op.next_ip(c),
     };
-    far::transfer(c, &t)
+    let done = far::transfer(c, &t);
+    settle(c, op, done)
+}
+
+fn iret<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
+    let done = iret::iret(c, op);
+    settle(c, op, done)
 }
 
 fn retf<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
     far::return_far(c, op.width, op.imm as u16)
 }
 
-/// INT n.
-fn int<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
+fn software<C: Core>(c: &mut C, op: &Op<C>, vector: u8, kind: Kind) -> Result<Step, Fault> {
     let next = op.next_ip(c);
-    interrupts::software(c, op.imm as u8, Kind::Software, next)?;
-    Ok(Step::Branch)
+    let done = interrupts::software(c, vector, kind, next).map(|()| Step::Branch);
+    settle(c, op, done)
+}
+fn int<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
+    software(c, op, op.imm as u8, Kind::Software)
 }
 fn int3<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
-    let next = op.next_ip(c);
-    interrupts::software(c, 3, Kind::SoftwareException, next)?;
-    Ok(Step::Branch)
+    software(c, op, 3, Kind::SoftwareException)
 }
 fn int1<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
-    let next = op.next_ip(c);
-    interrupts::software(c, 1, Kind::PrivilegedSoftware, next)?;
+    let step = software(c, op, 1, Kind::PrivilegedSoftware)?;
     super::debug::enter_handler(c.cpu_mut(), 0);
-    Ok(Step::Branch)
+    Ok(step)
 }
 fn into<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
-    if !c.cpu().flags.of() {
-        return Ok(Step::Next);
-    }
-    let next = op.next_ip(c);
-    interrupts::software(c, 4, Kind::SoftwareException, next)?;
-    Ok(Step::Branch)
+    if c.cpu().flags.of() { software(c, op, 4, Kind::SoftwareException) } else { Ok(Step::Next) }
 }
 
 pub(super) fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
@@ -105,9 +116,9 @@ pub(super) fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<O
         K::Retfw | K::Retfw_imm16 => sized(ctx.op(insn, handler!(retf)), 2),
         K::Retfd | K::Retfd_imm16 => sized(ctx.op(insn, handler!(retf)), 4),
         K::Retfq | K::Retfq_imm16 => sized(ctx.op(insn, handler!(retf)), 8),
-        K::Iretw => sized(ctx.op(insn, handler!(iret::iret)), 2),
-        K::Iretd => sized(ctx.op(insn, handler!(iret::iret)), 4),
-        K::Iretq => sized(ctx.op(insn, handler!(iret::iret)), 8),
+        K::Iretw => sized(ctx.op(insn, handler!(iret)), 2),
+        K::Iretd => sized(ctx.op(insn, handler!(iret)), 4),
+        K::Iretq => sized(ctx.op(insn, handler!(iret)), 8),
         K::Int_imm8 => Some(ctx.op(insn, handler!(int))),
         K::Int3 => Some(ctx.op(insn, handler!(int3))),
         K::Int1 => Some(ctx.op(insn, handler!(int1))),

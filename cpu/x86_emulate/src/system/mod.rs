@@ -20,6 +20,8 @@ mod stack;
 mod syscall;
 mod tables;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use crate::core::{Core, Fault};
 use crate::lower::LowerContext;

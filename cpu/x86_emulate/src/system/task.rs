@@ -1,7 +1,8 @@
 //! Hardware task switches by JMP, CALL, IRET and task gates, 16- and 32-bit (SDM vol. 3, chapter 7).
 //!
 //! The outgoing state is saved and the new task's registers read before anything is committed; from then on
-//! a fault happens in the new task, as the manual says (7.3, steps 8 to 11).
+//! a fault happens in the new task, as the manual says (7.3, steps 8 to 11): `exc.is_trap` marks it, and
+//! `gpr[RIP]` is the new task's.
 
 use super::descriptor::{self, Descriptor, kind};
 use super::interrupts::Event;
@@ -69,11 +70,14 @@ pub(super) fn interrupt<C: Core>(c: &mut C, selector: u16, event: &Event) -> Res
         c.cpu_mut().rflags &= !flags::RF;
     }
     switched?;
-    finish(c, Reason::Interrupt, ext)?;
+    finish(c, ext)?;
     if let Some(code) = event.error_code {
         let bytes = layout(&c.cpu().tr).bytes;
         let mut stack = Stack::current(c, ext);
-        stack.push(c, u64::from(code), bytes)?;
+        if stack.push(c, u64::from(code), bytes).is_err() {
+            c.cpu_mut().exc.is_trap = true;
+            return Err(Fault);
+        }
         c.cpu_mut().gpr[RSP] = stack.sp;
     }
     Ok(())
@@ -88,7 +92,7 @@ pub(super) fn switch_through_gate<C: Core>(
 ) -> Result<(), Fault> {
     let d = tss_of_gate(c, selector, 0)?;
     exchange(c, &d, reason, next_ip, 0)?;
-    finish(c, reason, 0)
+    finish(c, 0)
 }
 
 /// The TSS that a task gate names: #GP or #NP with its selector.
@@ -116,7 +120,7 @@ pub(super) fn switch<C: Core>(c: &mut C, d: &Descriptor, reason: Reason, next_ip
         return Err(c.raise(Exception::SegmentNotPresent, d.error_code()));
     }
     exchange(c, d, reason, next_ip, 0)?;
-    finish(c, reason, 0)
+    finish(c, 0)
 }
 
 /// IRET with NT: back to the task that the current TSS links to.
@@ -135,7 +139,7 @@ pub(super) fn return_to_previous<C: Core>(c: &mut C, next_ip: u64) -> Result<(),
         return Err(c.raise(Exception::SegmentNotPresent, error));
     }
     exchange(c, &d, Reason::Return, next_ip, 0)?;
-    finish(c, Reason::Return, 0)
+    finish(c, 0)
 }
 
 /// Saves the old task, loads the new one's registers and commits them with TR, CR3 and selectors; the
@@ -268,7 +272,15 @@ fn commit<C: Core>(c: &mut C, tr: Segment, image: &Image, reason: Reason) {
 }
 
 /// Loads LDTR and the segments in the new task: #TS, #NP or #SS with the selector.
-fn finish<C: Core>(c: &mut C, _reason: Reason, ext: u32) -> Result<(), Fault> {
+fn finish<C: Core>(c: &mut C, ext: u32) -> Result<(), Fault> {
+    let done = load_segments(c, ext);
+    if done.is_err() {
+        c.cpu_mut().exc.is_trap = true;
+    }
+    done
+}
+
+fn load_segments<C: Core>(c: &mut C, ext: u32) -> Result<(), Fault> {
     load_ldt(c, ext)?;
     let selectors: [u16; 6] = core::array::from_fn(|i| c.cpu().seg[i].selector);
     if c.cpu().rflags & flags::VM != 0 {

@@ -149,7 +149,7 @@ fn is_fault(exception: Exception, pending: &PendingException) -> bool {
         Exception::Debug => pending.address & control::DR6_BD != 0,
         Exception::Nmi | Exception::Breakpoint | Exception::Overflow => false,
         Exception::DoubleFault | Exception::MachineCheck => false,
-        _ => !pending.is_trap,
+        _ => true,
     }
 }
 
