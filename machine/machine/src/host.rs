@@ -16,6 +16,7 @@ use guest_time::{GuestClock, Timer};
 use hypervisor::Wake;
 use machine_spec::{HostKey, RamSpec};
 use sync::{Mutex, Once};
+use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
 
 /// Something of the host cannot be had: its words, for people.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +50,14 @@ pub trait HostServices: Send + Sync {
         input: SerialInput,
         waker: Waker,
     ) -> Result<Box<dyn SerialOut>, HostError>;
+    /// The other end of a virtio console.
+    fn open_console(&self, stream: Option<&HostKey>) -> Result<Box<dyn ConsoleBackend>, HostError>;
+    /// A disk.
+    fn open_disk(&self, disk: &HostKey) -> Result<Box<dyn BlockBackend>, HostError>;
+    /// A network, with the largest packet that it carries.
+    fn open_net(&self, net: &HostKey) -> Result<(Box<dyn NetBackend>, u16), HostError>;
+    /// Random bytes fit for keys.
+    fn entropy(&self) -> Result<Box<dyn EntropySource>, HostError>;
 }
 
 /// A device that is about to exist: its wakers and timers are made before it. Clones are the same slot.

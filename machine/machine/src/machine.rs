@@ -211,7 +211,7 @@ impl Machine {
         for slot in &self.vcpus {
             let mut vcpu = slot.vcpu.lock();
             let state = vcpu.save()?;
-            w.named(KIND_VCPU, &format!("vcpu{}", vcpu.id()), vcpu_blob(&state))?;
+            w.named(KIND_VCPU, &format!("vcpu{}", vcpu.id()), saved_state::to_blob(&state))?;
         }
         self.devices.save(w)?;
         w.state(KIND_RAM, CRITICAL, &self.ram_shape())?;
@@ -263,7 +263,7 @@ impl Machine {
             return Err(LoadError::Mismatch(format!("it has {has} vCPUs, this machine {here}")));
         }
         for (slot, SavedBlob { name, blob }) in self.vcpus.iter().zip(saved) {
-            let state = vcpu_state(&blob).map_err(LoadError::state(name.clone()))?;
+            let state = saved_state::from_blob::<VcpuState>(&blob).map_err(LoadError::state(name.clone()))?;
             let mut vcpu = slot.vcpu.lock();
             if name != format!("vcpu{}", vcpu.id()) {
                 return Err(LoadError::Mismatch(format!("{name} is out of order")));
@@ -281,11 +281,4 @@ fn describe(state: &VcpuState) -> String {
         "rip {:x}:{rip:x} rsp {:x} rflags {rflags:x} cr0 {cr0:x} cr2 {cr2:x} cr3 {cr3:x} cr4 {cr4:x} efer {efer:x}",
         segments[1].selector, gpr[4]
     )
-}
-
-fn vcpu_blob(_: &VcpuState) -> saved_state::StateBlob {
-    saved_state::StateBlob { kind: "vcpu".into(), version: 0, data: Vec::new() }
-}
-fn vcpu_state(_: &saved_state::StateBlob) -> Result<VcpuState, saved_state::RestoreError> {
-    Err(saved_state::RestoreError::Missing("a vCPU's state"))
 }

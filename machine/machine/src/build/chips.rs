@@ -2,23 +2,26 @@
 //!
 //! Called by: [`super::q35`], once for each machine.
 
-use super::q35::{Board, GuestRequests};
+use super::q35::{Board, GuestRequests, memory};
 use super::site::{Range, Site};
 use super::{BuildError, Parts};
 use alloc::sync::Arc;
 use chipset::pm::TimerWidth;
 use chipset::rtc_cmos::memory_size_bytes;
 use chipset::{
-    DebugPort, I8042, LegacyReplacement, MissedTicks, Pit8254, PitWiring, PlatformRequests, PmConfig,
-    PmWiring, Port92, PowerManagement, ResetControl, RtcCmos, RtcWiring,
+    DebugPort, Hpet, HpetWiring, I8042, LegacyReplacement, MissedTicks, Pit8254, PitWiring, PlatformRequests,
+    PmConfig, PmWiring, Port92, PowerManagement, ResetControl, RtcCmos, RtcWiring,
 };
-use machine_spec::layout::{HIGH_RAM_START, RamLayout, irq, port, power as acpi_power};
+use machine_spec::layout::{HIGH_RAM_START, HPET, RamLayout, irq, port, power as acpi_power};
 use sync::Mutex;
 
 /// Fast A20 and reset of the PS/2.
 const PORT_92: u16 = 0x92;
 /// Where firmware says how far it came.
 const DEBUG_PORT: u16 = 0x80;
+
+/// PIRQs whose pins the HPET's timers may be routed to.
+const HPET_PIRQS: core::ops::Range<u8> = 4..8;
 
 /// Chips that the machine itself talks to.
 pub struct Chips {
@@ -52,11 +55,27 @@ pub fn build(
     site.commit();
 
     let mut site = Site::new(board, parts.host);
-    let wiring =
-        RtcWiring { irq: site.isa_irq(irq::RTC), clock: site.clock(), timer: site.timer(), replaced };
+    let wiring = RtcWiring {
+        irq: site.isa_irq(irq::RTC),
+        clock: site.clock(),
+        timer: site.timer(),
+        replaced: replaced.clone(),
+    };
     let high = layout.ram_bytes().saturating_sub(layout.low_end());
-    let memory = memory_size_bytes(layout.low_end().min(HIGH_RAM_START), high);
-    site.place(RtcCmos::new("rtc", missed, wiring, &memory), &[Range::Ports(port::RTC, 2)])?;
+    let preset = memory_size_bytes(layout.low_end().min(HIGH_RAM_START), high);
+    site.place(RtcCmos::new("rtc", missed, wiring, &preset), &[Range::Ports(port::RTC, 2)])?;
+    site.commit();
+
+    let mut site = Site::new(board, parts.host);
+    let wiring = HpetWiring {
+        lines: HPET_PIRQS.map(|pirq| (irq::PIRQ_GSI as u8 + pirq, site.pirq(pirq))).collect(),
+        legacy: [site.isa_irq(irq::TIMER), site.isa_irq(irq::RTC)],
+        messages: Some(site.messages()),
+        clock: site.clock(),
+        timer: site.timer(),
+        replaced,
+    };
+    site.place(Hpet::new("hpet", wiring), &[memory(HPET)])?;
     site.commit();
 
     let mut site = Site::new(board, parts.host);

@@ -3,10 +3,15 @@
 //! Called by: `vmm` and `metal`, through [`Machine::build`]. A new device is one variant of the spec, one file here,
 //! one device file.
 
+mod blk;
 pub(crate) mod chips;
+mod console;
+mod net;
 pub mod q35;
+mod rng;
 pub mod site;
 mod uart;
+mod virtio_pci;
 
 use crate::boot::BootError;
 use crate::host::{HostError, HostServices};
@@ -152,7 +157,10 @@ fn build_device(spec: &mut DeviceSpec, board: &mut Board, parts: &Parts<'_>) -> 
     let mut site = Site::new(board, parts.host);
     match spec {
         DeviceSpec::Uart(spec) => uart::build(spec, &mut site, parts.host)?,
-        _ => return Err(BuildError::NoSlot),
+        DeviceSpec::Blk(spec) => blk::build(spec, &mut site, parts.host)?,
+        DeviceSpec::Net(spec) => net::build(spec, &mut site, parts.host)?,
+        DeviceSpec::Console(spec) => console::build(spec, &mut site, parts.host)?,
+        DeviceSpec::Rng(spec) => rng::build(spec, &mut site, parts.host)?,
     }
     site.commit();
     Ok(())

@@ -14,7 +14,9 @@ use crate::{Request, Verdict};
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use chipset::{InputPins, Ioapic, IoapicOutput, MissedTicks, MsiMessage, Pic8259, PlatformRequests};
+use chipset::{
+    InputPins, Ioapic, IoapicOutput, MessageSink, MissedTicks, MsiMessage, Pic8259, PlatformRequests,
+};
 use device::{Bus, IrqLine, LineSink};
 use guest_memory::GuestRam;
 use hypervisor::{IrqSink, Msi, MsiSink, Partition, Trigger};
@@ -36,6 +38,7 @@ pub struct Board {
     pub(crate) lines: BoardLines,
     pub(crate) pirq: PirqLines,
     pub(crate) msi: Arc<dyn MsiSink>,
+    pub(crate) messages: Arc<dyn MessageSink>,
     pub(crate) topology: Arc<Topology>,
     pub(crate) devices: Devices,
     /// Taken PCI slots.
@@ -57,14 +60,28 @@ impl Board {
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let intr = IrqLine::new(Arc::new(PicOutput(partition.irq_sink())), 0);
         let pic = Arc::new(Mutex::new(Pic8259::new("pic", intr)));
-        let ioapic = Arc::new(Mutex::new(Ioapic::new("ioapic0", Arc::new(ToEngine(partition.irq_sink())))));
+        let engine = Arc::new(ToEngine(partition.irq_sink()));
+        let ioapic = Arc::new(Mutex::new(Ioapic::new("ioapic0", engine.clone())));
         let lines = BoardLines::new(Arc::new(InputPins(pic.clone())), Arc::new(InputPins(ioapic.clone())));
         let apic = core::array::from_fn(|pirq| lines.pin(irq::PIRQ_GSI + pirq as u32));
         let isa = irq::PIRQ_ISA_CHOICES.iter().map(|line| (*line, lines.isa(*line))).collect();
         let pirq = PirqLines::new(apic, isa);
         let topology = Topology::new(windows(layout), memory.clone(), ports.clone());
         let (devices, slots, msi) = (Devices::default(), Vec::new(), partition.msi_sink());
-        let mut board = Self { ports, memory, ram, lines, pirq, msi, topology, devices, slots, pic, ioapic };
+        let mut board = Self {
+            ports,
+            memory,
+            ram,
+            lines,
+            pirq,
+            msi,
+            messages: engine,
+            topology,
+            devices,
+            slots,
+            pic,
+            ioapic,
+        };
         board.place_interrupt_controllers(parts)?;
         let chips = super::chips::build(&mut board, layout, missed, parts)?;
         board.place_pci(chips.reset.clone(), parts)?;
@@ -150,11 +167,17 @@ impl LineSink for PicOutput {
     }
 }
 
-/// The I/O APIC's messages.
+/// Messages of the I/O APIC and other chips.
 struct ToEngine(Arc<dyn IrqSink>);
 
 fn msi(message: MsiMessage) -> Msi {
     Msi { address: message.address, data: message.data }
+}
+
+impl MessageSink for ToEngine {
+    fn send(&self, message: MsiMessage) {
+        self.0.deliver(msi(message));
+    }
 }
 
 impl IoapicOutput for ToEngine {

@@ -10,6 +10,7 @@ use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use chipset::MessageSink;
 use device::{Device, IrqLine, RegionId, Waker};
 use guest_memory::DmaSpace;
 use guest_time::{GuestClock, Timer};
@@ -74,6 +75,14 @@ impl<'b> Site<'b> {
     /// ISA interrupt `line`, shared with whoever else drives it.
     pub fn isa_irq(&self, line: u8) -> IrqLine {
         self.board.lines.isa(line)
+    }
+    /// A PIRQ (0 = A), shared with the PCI functions on it.
+    pub fn pirq(&self, pirq: u8) -> IrqLine {
+        self.board.pirq.line(pirq)
+    }
+    /// Where chips send message-signalled interrupts.
+    pub fn messages(&self) -> Arc<dyn MessageSink> {
+        self.board.messages.clone()
     }
     /// Guest RAM behind the bus-master bit of the function that will be placed.
     pub fn dma(&self) -> DmaSpace {
