@@ -4,6 +4,7 @@
 //! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between.
 //! - `block.rs`: decoded code; `mmu.rs` and `tlb.rs`: paging; `core.rs`: memory as instructions see it.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
+//! - `stack_fault.rs`: #SS for non-canonical addresses.
 //! - `msr.rs`: MSRs of the engine, kvmclock; `cpuid.rs`; `state.rs`: to and from `VcpuState`.
 //!
 //! What instructions do is `x86_emulate`'s. Safe Rust: guest RAM is reached through checked offsets.
@@ -20,6 +21,7 @@ mod mmu;
 mod msr;
 mod run;
 mod shared;
+mod stack_fault;
 mod state;
 mod tlb;
 

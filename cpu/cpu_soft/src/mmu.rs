@@ -69,7 +69,12 @@ impl SoftCore {
     #[inline(never)]
     pub(crate) fn translate(&mut self, index: u8, linear: u64, access: Access) -> Result<Target, Fault> {
         if self.cpu.mode.is_long() && ((linear << 16) as i64 >> 16) as u64 != linear {
-            return Err(self.raise(Exception::GeneralProtection, 0));
+            let fault = self.raise(Exception::GeneralProtection, 0);
+            if access != Access::Fetch {
+                // It may have to be #SS: see `stack_fault.rs`.
+                self.cpu.exc.address = linear;
+            }
+            return Err(fault);
         }
         let leaf = self.find_leaf(index, linear, access)?;
         let page = leaf.gpa & !0xFFF;

@@ -345,6 +345,9 @@ impl SoftVcpu {
         core.cpu.interrupt_shadow = false;
         // The frame may go to the page of the block that is left.
         core.block_page = NO_PAGE;
+        if core.cpu.exc.vector == Some(Exception::GeneralProtection) && core.cpu.exc.address != 0 {
+            core.refine_non_canonical();
+        }
         let pending = core::mem::take(&mut core.cpu.exc);
         match interrupts::deliver_exception(core, pending) {
             Outcome::TripleFault => Stop::TripleFault,

@@ -6,5 +6,6 @@
 mod faults;
 mod harness;
 mod interrupts;
+mod paging;
 mod self_modifying;
 mod smoke;
