@@ -2,6 +2,8 @@
 //!
 //! Called by: `vmm`, which connects virtio-net to a `NetPort`; implemented by `usernet` and `net::tap`.
 
+pub mod tap;
+
 /// The port cannot take the frame now; `wake` will be called when it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the network port is busy")]
