@@ -396,9 +396,8 @@ impl Entry {
     }
 }
 
-/// Calls `thunk` with MXCSR's controls as in `mxcsr`. The host's flags may stay behind (nobody relies on
-/// them), its controls do not: as long as the guest has the host's controls and the flags agree, MXCSR
-/// is read but never written, which is the slow part.
+/// Calls `thunk` with MXCSR as in `mxcsr`, exceptions masked, and returns the flags then. Loading MXCSR is
+/// cheap, reading it is what costs; the host's controls come back at the end (its flags mean nothing).
 ///
 /// # Safety
 /// The pointers are good for `thunk`.
@@ -412,30 +411,20 @@ pub(crate) unsafe fn call_with_mxcsr(
     imm: u8,
     mxcsr: u32,
 ) -> u32 {
-    let wanted = mxcsr | MASKED;
-    let mut now = 0u32;
-    // SAFETY: the caller vouches for the pointers; the thunk follows the System V convention, RBX and R12
-    // survive it.
+    let mut words = [mxcsr | MASKED, MASKED];
+    // SAFETY: the caller vouches for the pointers; the thunk follows the System V convention, which R12
+    // survives.
     unsafe {
         asm!(
-            "stmxcsr [r12]",
-            "cmp dword ptr [r12], {wanted:e}",
-            "je 2f",
-            "mov [r12], {wanted:e}",
             "ldmxcsr [r12]",
-            "2:",
             "call {thunk}",
             "stmxcsr [r12]",
+            "ldmxcsr [r12 + 4]",
             thunk = in(reg) thunk,
-            wanted = in(reg) wanted,
-            in("r12") &raw mut now,
+            in("r12") words.as_mut_ptr(),
             in("rdi") out, in("rsi") a, in("rdx") b, in("rcx") c, in("r8") u64::from(imm),
             clobber_abi("sysv64"),
         );
-        if (wanted ^ MASKED) & !FLAGS != 0 {
-            let host = MASKED;
-            asm!("ldmxcsr [{host}]", host = in(reg) &raw const host, options(nostack, preserves_flags));
-        }
     }
-    now & FLAGS
+    words[0] & FLAGS
 }

@@ -23,4 +23,6 @@ mod x87;
 pub use kernel::{Entry, Environment, Form, Kernel, Lanes, Shape, Source, V};
 pub use special::Special;
 pub use supported::{executed, supported};
-pub use x87::{X87Image, X87Instruction, run_x87};
+pub use x87::{
+    Extended, X87_MASKS, X87Image, X87Instruction, X87Result, run_x87, x87_compute, x87_load, x87_store,
+};

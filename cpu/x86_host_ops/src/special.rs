@@ -34,7 +34,7 @@ macro_rules! to_xmm {
 }
 macro_rules! to_flags {
     ($i:literal) => {
-        concat!($i, "\n pushfq\n pop qword ptr [rdi]")
+        concat!($i, "\n lahf\n movzx eax, ah\n mov [rdi], rax")
     };
 }
 /// XMM0 to words 0 and 1, RCX to word 2, flags to word 3.

@@ -193,6 +193,9 @@ const FLUSH_TO_ZERO: u32 = 1 << 15;
 #[inline(never)]
 fn run_unmasked<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -> Result<(), Fault> {
     let entry = entry_of(op);
+    if [Kernel::Dpps as u16, Kernel::Dppd as u16].contains(&((op.imm >> 16) as u16)) {
+        settle_products::<C, FORM>(c, op, b)?;
+    }
     let mut out = [0; 4];
     let x = &mut c.cpu_mut().x;
     let controls = unmasked_controls(x.mxcsr);
@@ -217,6 +220,41 @@ fn run_unmasked<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -
     settle(c, raised)?;
     commit(&mut c.cpu_mut().x.ymm[usize::from(op.dst & 15)], &out, FORM);
     Ok(())
+}
+
+/// DPPS and DPPD raise the exceptions of their products before they add.
+fn settle_products<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -> Result<(), Fault> {
+    let singles = (op.imm >> 16) as u16 == Kernel::Dpps as u16;
+    let chosen: V = core::array::from_fn(|i| {
+        let lane = |n: usize| op.imm >> (4 + n) & 1 != 0;
+        let word = i & 1;
+        match singles {
+            true => {
+                u64::from(lane(2 * word)) * 0xFFFF_FFFF | u64::from(lane(2 * word + 1)) * (0xFFFF_FFFF << 32)
+            }
+            false => u64::from(lane(word)) * u64::MAX,
+        }
+    });
+    let x = &mut c.cpu_mut().x;
+    let b = match b {
+        Source::Register(n) => x.ymm[usize::from(n & 15)],
+        Source::Value(v) => *v,
+    };
+    let a = x.ymm[usize::from(op.aux & 15)];
+    let masked = |v: V| -> V { core::array::from_fn(|i| v[i] & chosen[i]) };
+    let (kernel, lanes) =
+        if singles { (Kernel::Mulps, Lanes::Singles) } else { (Kernel::Mulpd, Lanes::Doubles) };
+    let mut registers = [[0; 4]; 16];
+    registers[0] = masked(a);
+    let b = masked(b);
+    let controls = unmasked_controls(x.mxcsr);
+    let b = Source::Value(&b);
+    let form = host_form(FORM);
+    let mut raised = kernel.entry().run_float(form, &mut registers, None, 0, 0, b, 0, 0, controls);
+    if c.cpu().x.mxcsr & UNDERFLOW_MASK == 0 && is_tiny(&registers[0], lanes, FORM) {
+        raised |= UNDERFLOW;
+    }
+    settle(c, raised)
 }
 
 /// MXCSR to compute with while exceptions are unmasked: no flags, and flushing only if underflow is masked.

@@ -1,6 +1,11 @@
-//! Every x87 instruction that computes or moves registers: the host runs it on the guest's state.
+//! x87 instructions that compute or move registers, on the whole state: the host runs the instruction on the
+//! guest's registers, tags, control and status. Slow and complete; `fast` does the usual cases.
+//!
+//! `Op::imm`: bits 0–10 are FOP (opcode and ModRM), 16–25 the instruction's number, the rest is `fast`'s; `aux`
+//! is the segment register of the memory operand.
 
-use super::{encoding, image, raise_pending};
+use super::encoding::{self, Encoding};
+use super::{fast, image, raise_pending};
 use crate::core::{Core, Fault};
 use crate::lower::{LowerContext, memory_bytes};
 use crate::op::{Handler, Op, Step};
@@ -10,16 +15,15 @@ use x86_defs::flags::STATUS;
 use x86_host_ops::{X87Image, X87Instruction, run_x87};
 
 /// What the instruction does besides computing.
-const NONE: u8 = 0;
-const LOADS: u8 = 1;
-const STORES: u8 = 2;
-const SETS_FLAGS: u8 = 3;
+pub const NONE: u8 = 0;
+pub const LOADS: u8 = 1;
+pub const STORES: u8 = 2;
+pub const SETS_FLAGS: u8 = 3;
 
-/// Lowers it. `imm`: opcode and ModRM as in FOP; `aux`: segment register of the memory operand.
+/// Lowers it.
 pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
-    let instruction = encoding::encoding(insn)?;
-    let in_memory = insn.op0_kind() == OpKind::Memory && insn.op_count() > 0
-        || insn.op_count() > 1 && insn.op1_kind() == OpKind::Memory;
+    let encoding = encoding::encoding(insn)?;
+    let in_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     let run: Handler<C> = match insn.mnemonic() {
         M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp if in_memory => run::<C, STORES>,
         _ if in_memory => run::<C, LOADS>,
@@ -27,11 +31,12 @@ pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
         _ => run::<C, NONE>,
     };
     let mut op = ctx.op(insn, run);
-    op.imm = match instruction {
-        X87Instruction::Register(opcode, modrm) => u64::from(opcode) << 8 | u64::from(modrm),
-        // FOP has the whole ModRM byte; its mod and r/m follow from the operand only roughly: [disp32].
-        X87Instruction::Memory(opcode, reg) => u64::from(opcode) << 8 | u64::from(reg) << 3 | 5,
+    op.imm = match encoding {
+        Encoding::Register(opcode, modrm) => u64::from(opcode) << 8 | u64::from(modrm),
+        // FOP has the whole ModRM byte; what is not known any more becomes [disp32].
+        Encoding::Memory(opcode, reg) => u64::from(opcode) << 8 | u64::from(reg) << 3 | 5,
     };
+    op.imm |= u64::from(encoding.instruction().number()) << 16;
     if in_memory {
         op.width = memory_bytes(insn) as u8;
         op.aux = match insn.memory_segment() {
@@ -43,10 +48,12 @@ pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
             _ => 3,
         };
     }
+    fast::choose(&mut op, encoding);
     Some(op)
 }
 
-fn run<C: Core, const KIND: u8>(c: &mut C, op: &Op<C>) -> Step {
+/// Runs the instruction on the whole state.
+pub fn run<C: Core, const KIND: u8>(c: &mut C, op: &Op<C>) -> Step {
     super::step(try_run::<C, KIND>(c, op))
 }
 
@@ -55,43 +62,56 @@ fn try_run<C: Core, const KIND: u8>(c: &mut C, op: &Op<C>) -> Result<(), Fault> 
     let mut operand = [0; 16];
     let mut linear = 0;
     if KIND == LOADS {
-        linear = op.linear_read(c, u64::from(op.width))?;
-        let value = memory::load(c, linear, op.width)?;
-        operand.copy_from_slice(&memory::to_bytes(&value)[..16]);
+        operand = load_operand(c, op)?;
     } else if KIND == STORES {
         linear = op.linear_write(c, u64::from(op.width))?;
         c.probe(linear, u64::from(op.width), true)?;
     }
 
-    let (opcode, modrm) = ((op.imm >> 8) as u8, op.imm as u8);
-    let in_memory = KIND == LOADS || KIND == STORES;
-    let instruction = if in_memory {
-        X87Instruction::Memory(opcode, modrm >> 3)
-    } else {
-        X87Instruction::Register(opcode, modrm)
-    };
     let x87 = &c.cpu().x.x87;
     let before = x87.status;
     let mut state = X87Image([0; 512]);
     image::to_fxsave(x87, &mut state.0);
+    let instruction = X87Instruction::from_number((op.imm >> 16) as u16 & 0x3FF);
     let flags = run_x87(&mut state, instruction, &mut operand, c.cpu().flags.bits() as u8);
 
     if KIND == STORES {
         let (control, status) = image::control_and_status(&state.0);
         if !is_refused(control, status & !before) {
-            let mut bytes = [0; 32];
-            bytes[..16].copy_from_slice(&operand);
-            memory::store(c, linear, &memory::from_bytes(&bytes), op.width)?;
+            store_operand(c, op, linear, &operand)?;
         }
     }
-    let (ip, offset) = (op.ip(c), if in_memory { op.effective(c) } else { 0 });
     let cpu = c.cpu_mut();
     if KIND == SETS_FLAGS {
         cpu.flags.replace(STATUS, u64::from(flags) & 0x45);
     }
+    image::from_fxsave(&mut cpu.x.x87, &state.0);
+    note_pointers(c, op, KIND == LOADS || KIND == STORES);
+    Ok(())
+}
+
+/// The memory operand, at most 10 bytes.
+#[inline(always)]
+pub fn load_operand<C: Core>(c: &mut C, op: &Op<C>) -> Result<[u8; 16], Fault> {
+    let linear = op.linear_read(c, u64::from(op.width))?;
+    let value = memory::load(c, linear, op.width)?;
+    Ok((u128::from(value[0]) | u128::from(value[1]) << 64).to_le_bytes())
+}
+
+/// Writes the memory operand.
+#[inline(always)]
+pub fn store_operand<C: Core>(c: &mut C, op: &Op<C>, linear: u64, bytes: &[u8; 16]) -> Result<(), Fault> {
+    let value = u128::from_le_bytes(*bytes);
+    memory::store(c, linear, &[value as u64, (value >> 64) as u64, 0, 0], op.width)
+}
+
+/// Records where the instruction and its operand are.
+#[inline(always)]
+pub fn note_pointers<C: Core>(c: &mut C, op: &Op<C>, in_memory: bool) {
+    let (ip, offset) = (op.ip(c), if in_memory { op.effective(c) } else { 0 });
+    let cpu = c.cpu_mut();
     let (code, data) = (cpu.seg[1].selector, cpu.seg[usize::from(op.aux).min(5)].selector);
     let x87 = &mut cpu.x.x87;
-    image::from_fxsave(x87, &state.0);
     x87.instruction_pointer = ip;
     x87.instruction_selector = code;
     x87.opcode = op.imm as u16 & 0x7FF;
@@ -99,7 +119,6 @@ fn try_run<C: Core, const KIND: u8>(c: &mut C, op: &Op<C>) -> Result<(), Fault> 
         x87.data_pointer = offset;
         x87.data_selector = data;
     }
-    Ok(())
 }
 
 /// Whether a store with these newly raised exceptions leaves memory alone: any but the inexact result is

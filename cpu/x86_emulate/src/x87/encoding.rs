@@ -3,10 +3,29 @@
 use x86_decode::{Code, Instruction, Register};
 use x86_host_ops::X87Instruction;
 
+/// Low three bits of opcode D8–DF, and ModRM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// With the whole ModRM byte, C0–FF.
+    Register(u8, u8),
+    /// With ModRM.reg.
+    Memory(u8, u8),
+}
+
+impl Encoding {
+    /// What the host runs for it.
+    pub fn instruction(self) -> X87Instruction {
+        match self {
+            Self::Register(opcode, modrm) => X87Instruction::register(opcode, modrm),
+            Self::Memory(opcode, reg) => X87Instruction::memory(opcode, reg),
+        }
+    }
+}
+
 /// The bytes of `insn`, if it computes (control and state instructions are not here).
-pub fn encoding(insn: &Instruction) -> Option<X87Instruction> {
+pub fn encoding(insn: &Instruction) -> Option<Encoding> {
     if let Some((opcode, reg)) = memory_form(insn.code()) {
-        return Some(X87Instruction::Memory(opcode, reg));
+        return Some(Encoding::Memory(opcode, reg));
     }
     let (opcode, modrm) = register_form(insn.code())?;
     // Where ST(i) is an operand it is the second one, or the first if that is not ST(0).
@@ -16,18 +35,15 @@ pub fn encoding(insn: &Instruction) -> Option<X87Instruction> {
         (_, Register::ST0, r) => stack_index(r),
         (_, r, _) => stack_index(r),
     };
-    Some(X87Instruction::Register(
-        opcode,
-        modrm | if modrm & 7 == 0 && takes_index(opcode, modrm) { i } else { 0 },
-    ))
+    let index = if takes_index(opcode, modrm) { i } else { 0 };
+    Some(Encoding::Register(opcode, modrm | index))
 }
 
 fn stack_index(register: Register) -> u8 {
     if register.is_st() { register as u8 - Register::ST0 as u8 } else { 0 }
 }
 
-/// Whether the low bits of ModRM are a stack index: all but D9 D0 and D9 E0–FF, DA E8, DB E0–E7, DE D8,
-/// DF E0.
+/// Whether the low bits of ModRM are a stack index.
 fn takes_index(opcode: u8, modrm: u8) -> bool {
     !matches!((opcode, modrm), (1, 0xD0 | 0xE0..=0xFF) | (2, 0xE8..=0xEF) | (6, 0xD8..=0xDF))
 }

@@ -1,6 +1,7 @@
 //! The x87 unit (SDM vol. 1, chapter 8).
 //!
-//! - `compute`: everything that computes or moves; the host runs it. `encoding`: the bytes to run.
+//! - `compute`: everything that computes or moves; the host runs it. `fast`: its usual cases. `encoding`: the
+//!   bytes to run.
 //! - `control`: instructions on control and status words. `environment`: FNSTENV, FNSAVE and back.
 //! - `image`: FXSAVE's format.
 
@@ -8,6 +9,7 @@ mod compute;
 mod control;
 mod encoding;
 mod environment;
+mod fast;
 pub mod image;
 
 use crate::core::{Core, Fault};
