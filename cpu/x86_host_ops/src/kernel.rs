@@ -78,10 +78,39 @@ pub struct Entry {
 /// The second source.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// A register by number (taken modulo 16).
+    /// A register by number.
     Register(u8),
     /// A value, from memory or computed.
     Value(&'a V),
+}
+
+/// The operands of a kernel; register numbers are taken modulo 16.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// Register that is written.
+    pub dst: u8,
+    /// First source.
+    pub a: u8,
+    /// Second source.
+    pub b: Source<'a>,
+    /// Third source.
+    pub c: u8,
+    /// Immediate.
+    pub imm: u8,
+}
+
+impl Operands<'_> {
+    /// Result, `a`, `b`, `c`: all valid for as long as `r` is borrowed.
+    #[inline(always)]
+    fn pointers(&self, r: &mut [V; 16]) -> (*mut V, *const V, *const V, *const V) {
+        let base = r.as_mut_ptr();
+        let register = |n: u8| base.wrapping_add(usize::from(n & 15));
+        let b = match self.b {
+            Source::Register(n) => register(n).cast_const(),
+            Source::Value(v) => v as *const V,
+        };
+        (register(self.dst), register(self.a), b, register(self.c))
+    }
 }
 
 /// For a form that does not exist; the decoder never lets one pass.
@@ -333,26 +362,13 @@ impl Entry {
         }
     }
 
-    /// `registers[dst] = kernel(registers[a], b, registers[c], imm)`; numbers are taken modulo 16.
+    /// `r[dst] = kernel(r[a], b, r[c], imm)`.
     #[inline(always)]
-    pub fn run(&self, form: Form, r: &mut [V; 16], dst: u8, a: u8, b: Source<'_>, c: u8, imm: u8) {
-        let base = r.as_mut_ptr();
+    pub fn run(&self, form: Form, r: &mut [V; 16], operands: &Operands<'_>) {
+        let (out, a, b, c) = operands.pointers(r);
         // SAFETY: all pointers lie in `r` or are `b`'s; the thunk reads whole `V`s, then writes one. It runs
         // an instruction that the host has: see `supported`.
-        unsafe {
-            let b = match b {
-                Source::Register(n) => base.add(usize::from(n & 15)).cast_const(),
-                Source::Value(v) => v as *const V,
-            };
-            let out = base.add(usize::from(dst & 15));
-            self.thunk(form)(
-                out,
-                base.add(usize::from(a & 15)),
-                b,
-                base.add(usize::from(c & 15)),
-                imm.into(),
-            );
-        }
+        unsafe { self.thunk(form)(out, a, b, c, operands.imm.into()) };
     }
 
     /// `kernel(a, b, c, imm)` without registers.
@@ -364,35 +380,27 @@ impl Entry {
     }
 
     /// As `run`, under the rounding and flushing controls of `mxcsr`, exceptions masked. Returns the
-    /// exception flags of `mxcsr` and those that the instruction raised. Result in `out`, or in place.
+    /// exception flags of `mxcsr` and those that the instruction raised.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // the operands of the widest instruction
-    pub fn run_float(
+    pub fn run_float(&self, form: Form, r: &mut [V; 16], operands: &Operands<'_>, mxcsr: u32) -> u32 {
+        let (out, a, b, c) = operands.pointers(r);
+        // SAFETY: as in `run`.
+        unsafe { call_with_mxcsr(self.thunk(form), out, a, b, c, operands.imm, mxcsr) }
+    }
+
+    /// As `run_float`, with the result apart.
+    pub fn compute_float(
         &self,
         form: Form,
         r: &mut [V; 16],
-        out: Option<&mut V>,
-        dst: u8,
-        a: u8,
-        b: Source<'_>,
-        c: u8,
-        imm: u8,
+        operands: &Operands<'_>,
         mxcsr: u32,
-    ) -> u32 {
-        let base = r.as_mut_ptr();
+    ) -> (V, u32) {
+        let (_, a, b, c) = operands.pointers(r);
+        let mut out = [0; 4];
         // SAFETY: as in `run`.
-        unsafe {
-            let b = match b {
-                Source::Register(n) => base.add(usize::from(n & 15)).cast_const(),
-                Source::Value(v) => v as *const V,
-            };
-            let out = match out {
-                Some(v) => v as *mut V,
-                None => base.add(usize::from(dst & 15)),
-            };
-            let (a, c) = (base.add(usize::from(a & 15)), base.add(usize::from(c & 15)));
-            call_with_mxcsr(self.thunk(form), out, a, b, c, imm, mxcsr)
-        }
+        let flags = unsafe { call_with_mxcsr(self.thunk(form), &mut out, a, b, c, operands.imm, mxcsr) };
+        (out, flags)
     }
 }
 

@@ -20,7 +20,7 @@ mod special;
 mod supported;
 mod x87;
 
-pub use kernel::{Entry, Environment, Form, Kernel, Lanes, Shape, Source, V};
+pub use kernel::{Entry, Environment, Form, Kernel, Lanes, Operands, Shape, Source, V};
 pub use special::Special;
 pub use supported::{executed, supported};
 pub use x87::{

@@ -71,8 +71,9 @@ fn is_unfit(insn: &Instruction, r: &Registers, plan: &Plan) -> bool {
         M::Push if insn.op0_register().is_segment_register() => !plan.quiet,
         // What is done or looked at before a fault.
         M::Popa | M::Popad | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => !plan.quiet,
-        // Some read 32 bits of memory.
+        // Some read 32 bits of memory, or more of the save area than they need.
         M::Movsxd if narrow => !plan.quiet,
+        M::Xrstor | M::Xrstor64 => !plan.quiet || r.gpr[0] > 7 || r.gpr[2] != 0,
         M::Call | M::Jmp => insn.op0_register().full_register() == Register::RSP,
         _ if is_xsave(insn) => r.gpr[0] > 7 || r.gpr[2] != 0,
         _ => false,
@@ -621,7 +622,8 @@ fn shape_memory(insn: &Instruction, case: &mut Case, random: &mut Random) {
         M::Ldmxcsr | M::Vldmxcsr if !random.one_in(4) => {
             put(0, &(random.bits() as u32 & 0xFFFF).to_le_bytes())
         }
-        M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 if !random.one_in(6) => {
+        M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 if random.one_in(6) => put(26, &[0x40, 0]),
+        M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 => {
             put(24, &(random.bits() as u32 & 0xFFFF).to_le_bytes());
             let present = random.below(8);
             let layout = if random.one_in(2) { 0 } else { 1 << 63 | present | random.below(8) };

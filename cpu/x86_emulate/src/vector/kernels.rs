@@ -10,7 +10,7 @@ use crate::lower::{LowerContext, memory_bytes, vector_register};
 use crate::op::{Handler, Op, Step};
 use x86_decode::{EncodingKind, Instruction, Mnemonic, OpKind};
 use x86_defs::{Exception, control, flags};
-use x86_host_ops::{Entry, Environment, Form, Kernel, Lanes, Shape, Source, V, kernel_list};
+use x86_host_ops::{Entry, Environment, Form, Kernel, Lanes, Operands, Shape, Source, V, kernel_list};
 
 /// Legacy SSE: the upper half of the YMM register stays.
 pub const SSE: u8 = 0;
@@ -123,6 +123,11 @@ fn entry_of<C>(op: &Op<C>) -> &'static Entry {
     Entry::of((op.imm >> 16) as u16)
 }
 
+#[inline(always)]
+fn operands_of<'a, C>(op: &Op<C>, b: Source<'a>) -> Operands<'a> {
+    Operands { dst: op.dst, a: op.aux, b, c: (op.imm >> 8) as u8, imm: op.imm as u8 }
+}
+
 /// Stores `value` into a vector register as `form` does.
 #[inline(always)]
 pub fn commit(register: &mut V, value: &V, form: u8) {
@@ -156,12 +161,12 @@ fn try_run<C: Core, const FORM: u8, const MEMORY: bool, const FLOAT: bool>(
     };
     let entry = entry_of(op);
     let form = host_form(FORM);
-    let (imm, selector) = (op.imm as u8, (op.imm >> 8) as u8);
+    let operands = operands_of(op, b);
     let x = &mut c.cpu_mut().x;
     if !FLOAT {
-        entry.run(form, &mut x.ymm, op.dst, op.aux, b, selector, imm);
+        entry.run(form, &mut x.ymm, &operands);
     } else if x.mxcsr & MASKS == MASKS {
-        x.mxcsr |= entry.run_float(form, &mut x.ymm, None, op.dst, op.aux, b, selector, imm, x.mxcsr);
+        x.mxcsr |= entry.run_float(form, &mut x.ymm, &operands, x.mxcsr);
     } else {
         return run_unmasked::<C, FORM>(c, op, b);
     }
@@ -196,21 +201,9 @@ fn run_unmasked<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -
     if [Kernel::Dpps as u16, Kernel::Dppd as u16].contains(&((op.imm >> 16) as u16)) {
         settle_products::<C, FORM>(c, op, b)?;
     }
-    let mut out = [0; 4];
     let x = &mut c.cpu_mut().x;
     let controls = unmasked_controls(x.mxcsr);
-    let selector = (op.imm >> 8) as u8;
-    let mut raised = entry.run_float(
-        host_form(FORM),
-        &mut x.ymm,
-        Some(&mut out),
-        op.dst,
-        op.aux,
-        b,
-        selector,
-        op.imm as u8,
-        controls,
-    );
+    let (out, mut raised) = entry.compute_float(host_form(FORM), &mut x.ymm, &operands_of(op, b), controls);
     if let Environment::Float(lanes) = entry.environment
         && x.mxcsr & UNDERFLOW_MASK == 0
         && is_tiny(&out, lanes, FORM)
@@ -230,7 +223,8 @@ fn settle_products<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>
         let word = i & 1;
         match singles {
             true => {
-                u64::from(lane(2 * word)) * 0xFFFF_FFFF | u64::from(lane(2 * word + 1)) * (0xFFFF_FFFF << 32)
+                (u64::from(lane(2 * word)) * 0xFFFF_FFFF)
+                    | (u64::from(lane(2 * word + 1)) * 0xFFFF_FFFF) << 32
             }
             false => u64::from(lane(word)) * u64::MAX,
         }
@@ -248,9 +242,8 @@ fn settle_products<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>
     registers[0] = masked(a);
     let b = masked(b);
     let controls = unmasked_controls(x.mxcsr);
-    let b = Source::Value(&b);
-    let form = host_form(FORM);
-    let mut raised = kernel.entry().run_float(form, &mut registers, None, 0, 0, b, 0, 0, controls);
+    let operands = Operands { dst: 0, a: 0, b: Source::Value(&b), c: 0, imm: 0 };
+    let mut raised = kernel.entry().run_float(host_form(FORM), &mut registers, &operands, controls);
     if c.cpu().x.mxcsr & UNDERFLOW_MASK == 0 && is_tiny(&registers[0], lanes, FORM) {
         raised |= UNDERFLOW;
     }
@@ -368,12 +361,9 @@ fn store_half<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>) -> Step {
         let linear = op.linear_write(c, u64::from(op.width))?;
         c.probe(linear, u64::from(op.width), true)?;
         let x = &mut c.cpu_mut().x;
-        let mut out = [0; 4];
         let controls = unmasked_controls(x.mxcsr);
-        let b = Source::Register(op.src);
-        let imm = op.imm as u8;
-        let form = host_form(FORM);
-        let mut raised = entry_of(op).run_float(form, &mut x.ymm, Some(&mut out), 0, 0, b, 0, imm, controls);
+        let operands = operands_of(op, Source::Register(op.src));
+        let (out, mut raised) = entry_of(op).compute_float(host_form(FORM), &mut x.ymm, &operands, controls);
         if x.mxcsr & UNDERFLOW_MASK == 0 && is_tiny(&out, Lanes::Halves, FORM) {
             raised |= UNDERFLOW;
         }
