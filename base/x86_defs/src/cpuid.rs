@@ -101,6 +101,7 @@ features! {
     ArchCapabilities = 7, 0, Edx, 29, "arch-capabilities";
     SpecCtrl = 7, 0, Edx, 26, "spec-ctrl";
     Ssbd = 7, 0, Edx, 31, "ssbd";
+    BhiCtrl = 7, 2, Edx, 4, "bhi-ctrl";
     Xsaveopt = 0xD, 1, Eax, 0, "xsaveopt";
     Xsavec = 0xD, 1, Eax, 1, "xsavec";
     Xgetbv1 = 0xD, 1, Eax, 2, "xgetbv1";

@@ -31,6 +31,8 @@ const VENDOR: [u32; 3] = [0x756E_6547, 0x4965_6E69, 0x6C65_746E];
 const SIGNATURE: u32 = 0x0008_06F4;
 const MAX_BASIC_LEAF: u32 = 0x16;
 const MAX_EXTENDED_LEAF: u32 = 0x8000_0008;
+/// Leaf 7 has features in subleaves 0 to 2.
+const MAX_SUBLEAF_7: u32 = 2;
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
 const MAX_HYPERVISOR_LEAF: u32 = 0x4000_0010;
 /// "KVMKVMKVM": guests then use kvmclock.
@@ -74,7 +76,9 @@ impl CpuModel {
             // One byte of descriptors that counts: see leaf 4.
             2 => [0x00FF_0001, 0, 0, 0],
             4 => leaf_4(subleaf, ctx),
-            7 | 6 => [a, b, c, d],
+            6 => [a, b, c, d],
+            7 if subleaf == 0 => [MAX_SUBLEAF_7, b, c, d],
+            7 => [a, b, c, d],
             0xB => leaf_b(subleaf, ctx),
             0xD if self.features.has(Feature::Xsave) => self.leaf_d(subleaf, a, ctx),
             0x15 => leaf_15(ctx.tsc_khz),

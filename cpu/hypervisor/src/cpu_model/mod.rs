@@ -8,6 +8,9 @@
 //!   `x86_defs::msr`) and needs none of AMD's MSRs (HWCR, DE_CFG, SYSCFG, topology), some of which it
 //!   reads without a fault handler.
 //! - Family 6, because kernels and C libraries take fast string instructions for granted there.
+//! - `bhi-ctrl` besides BHI_NO, because newer kernels clear the branch history in a loop at each system call of
+//!   every guest on an Intel processor, whatever BHI_NO says, unless SPEC_CTRL.BHI_DIS_S exists. An engine whose
+//!   hardware lacks it stores the bit.
 //! - Model 0x8F stands in no list of errata that ARCH_CAPABILITIES cannot overrule (RETBLEED, GDS, SRBDS, ITS),
 //!   needs no microcode or APIC-deadline workaround, and its model-specific drivers all look for a
 //!   feature bit, probe with fault handlers, or leave when the hypervisor bit is set.

@@ -53,6 +53,7 @@ const BASELINE: &[Feature] = &[
     Rdtscp,
     ArchCapabilities,
     SpecCtrl,
+    BhiCtrl,
 ];
 /// psABI level 2.
 const LEVEL2: &[Feature] = &[Cx16, LahfLm, Popcnt, Sse3, Ssse3, Sse41, Sse42];
@@ -124,5 +125,7 @@ pub(super) const NEEDS: &[(Feature, Feature)] = &[
     (Mca, Mce),
     (Pse36, Pse),
     (Ssbd, SpecCtrl),
+    (BhiCtrl, SpecCtrl),
+    (ArchCapabilities, SpecCtrl),
     (TscDeadline, Tsc),
 ];

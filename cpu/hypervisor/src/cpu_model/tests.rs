@@ -47,15 +47,15 @@ fn released_models_are_frozen() {
     let golden = [
         (
             "x86-64-v2@1",
-            "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2, sse3, ssse3, cx16, sse4.1, sse4.2, x2apic, popcnt, tsc-deadline, hypervisor, arat, tsc-adjust, arch-capabilities, spec-ctrl, lahf-lm, syscall, nx, rdtscp, lm, invtsc",
+            "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2, sse3, ssse3, cx16, sse4.1, sse4.2, x2apic, popcnt, tsc-deadline, hypervisor, arat, tsc-adjust, arch-capabilities, spec-ctrl, bhi-ctrl, lahf-lm, syscall, nx, rdtscp, lm, invtsc",
         ),
         (
             "x86-64-v3@1",
-            "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2, sse3, pclmulqdq, ssse3, fma, cx16, sse4.1, sse4.2, x2apic, movbe, popcnt, tsc-deadline, aes, xsave, avx, f16c, rdrand, hypervisor, arat, fsgsbase, tsc-adjust, bmi1, avx2, smep, bmi2, arch-capabilities, spec-ctrl, xsaveopt, lahf-lm, lzcnt, syscall, nx, pdpe1gb, rdtscp, lm, invtsc",
+            "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2, sse3, pclmulqdq, ssse3, fma, cx16, sse4.1, sse4.2, x2apic, movbe, popcnt, tsc-deadline, aes, xsave, avx, f16c, rdrand, hypervisor, arat, fsgsbase, tsc-adjust, bmi1, avx2, smep, bmi2, arch-capabilities, spec-ctrl, bhi-ctrl, xsaveopt, lahf-lm, lzcnt, syscall, nx, pdpe1gb, rdtscp, lm, invtsc",
         ),
         (
             "max@1",
-            "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2, sse3, pclmulqdq, ssse3, fma, cx16, pcid, sse4.1, sse4.2, x2apic, movbe, popcnt, tsc-deadline, aes, xsave, avx, f16c, rdrand, hypervisor, arat, fsgsbase, tsc-adjust, bmi1, avx2, smep, bmi2, erms, invpcid, rdseed, adx, smap, clflushopt, clwb, sha, umip, rdpid, fsrm, arch-capabilities, spec-ctrl, ssbd, xsaveopt, xsavec, xgetbv1, xsaves, lahf-lm, lzcnt, 3dnowprefetch, syscall, nx, pdpe1gb, rdtscp, lm, invtsc",
+            "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2, sse3, pclmulqdq, ssse3, fma, cx16, pcid, sse4.1, sse4.2, x2apic, movbe, popcnt, tsc-deadline, aes, xsave, avx, f16c, rdrand, hypervisor, arat, fsgsbase, tsc-adjust, bmi1, avx2, smep, bmi2, erms, invpcid, rdseed, adx, smap, clflushopt, clwb, sha, umip, rdpid, fsrm, arch-capabilities, spec-ctrl, ssbd, bhi-ctrl, xsaveopt, xsavec, xgetbv1, xsaves, lahf-lm, lzcnt, 3dnowprefetch, syscall, nx, pdpe1gb, rdtscp, lm, invtsc",
         ),
     ];
     for (name, features) in golden {

@@ -21,6 +21,12 @@ const DR7_WRITABLE: u64 = 0xFFFF_23FF;
 /// DR6 bits that can be written: B0–B3, BD, BS, BT.
 const DR6_WRITABLE: u64 = 0xE00F;
 
+/// In `pending_debug`: the instruction entered a handler that starts without TF, so that no single-step trap
+/// follows it.
+pub(super) const NO_STEP: u64 = 1 << 63;
+/// DEBUGCTL: single-step on branches.
+const DEBUGCTL_BTF: u64 = 1 << 1;
+
 /// What a breakpoint watches (DR7's R/W field).
 const ON_EXECUTE: u64 = 0;
 const ON_WRITE: u64 = 1;
@@ -81,15 +87,16 @@ pub fn breakpoint_at(cpu: &Cpu, linear: u64) -> Option<PendingException> {
     (found != 0).then(|| debug_exception(found, false))
 }
 
-/// The trap after an instruction that completed: single step if TF was set before it (`tf`), data and I/O
-/// breakpoints that it hit. Clears RF. Nothing is lost to the shadow of a load of SS: breakpoints wait for
-/// the next instruction.
-pub fn after_instruction(cpu: &mut Cpu, tf: bool) -> Option<PendingException> {
+/// The trap after an instruction that completed: single step if TF was set before it (`tf`; with BTF only if
+/// it `jumped`), data and I/O breakpoints that it hit. Clears RF. Nothing is lost to the shadow of a load of
+/// SS: breakpoints wait for the next instruction.
+pub fn after_instruction(cpu: &mut Cpu, tf: bool, jumped: bool) -> Option<PendingException> {
     cpu.rflags &= !flags::RF;
     if cpu.shadow_blocks_debug {
         return None;
     }
-    let found = cpu.pending_debug | if tf { DR6_BS } else { 0 };
+    let step = tf && cpu.pending_debug & NO_STEP == 0 && (jumped || cpu.msrs.debugctl & DEBUGCTL_BTF == 0);
+    let found = cpu.pending_debug & !NO_STEP | if step { DR6_BS } else { 0 };
     cpu.pending_debug = 0;
     (found != 0).then(|| debug_exception(found, true))
 }

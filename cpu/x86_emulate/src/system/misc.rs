@@ -125,6 +125,7 @@ fn cache_line<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
     Ok(Step::Next)
 }
 
+/// MFENCE. LFENCE and SFENCE have nothing to do: handlers run in order, and the host's stores are ordered.
 fn fence<C: Core>(_: &mut C, _: &Op<C>) -> Result<Step, Fault> {
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     Ok(Step::Next)
@@ -154,7 +155,8 @@ pub(super) fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<O
         M::Invpcid => with_register(handler!(invpcid)),
         M::Wbinvd | M::Invd => simple(handler!(cache)),
         M::Clflush | M::Clflushopt | M::Clwb => simple(handler!(cache_line)),
-        M::Lfence | M::Sfence | M::Mfence => simple(handler!(fence)),
+        M::Mfence => simple(handler!(fence)),
+        M::Lfence | M::Sfence => simple(handler!(nothing)),
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => simple(handler!(nothing)),
         M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Cldemote => simple(handler!(nothing)),
         M::Rdsspd | M::Rdsspq => simple(handler!(nothing)),

@@ -180,7 +180,11 @@ fn valid<C: Core>(c: &C, number: u32, value: u64) -> bool {
         PAT => value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4 | 5 | 6 | 7)),
         TSC_AUX => value >> 32 == 0,
         MISC_ENABLE => value & !MISC_ENABLE_WRITABLE == 0,
-        SPEC_CTRL => value & !(3 | if c.has_feature(Feature::Ssbd) { 4 } else { 0 }) == 0,
+        SPEC_CTRL => {
+            let ssbd = if c.has_feature(Feature::Ssbd) { 1 << 2 } else { 0 };
+            let bhi_dis_s = if c.has_feature(Feature::BhiCtrl) { 1 << 10 } else { 0 };
+            value & !(3 | ssbd | bhi_dis_s) == 0
+        }
         DEBUGCTL => value & !3 == 0,
         // There are no supervisor components, and CPUID faulting does not exist.
         XSS | MISC_FEATURES_ENABLES => value == 0,

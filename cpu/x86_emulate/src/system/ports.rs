@@ -123,7 +123,9 @@ fn string<C: Core, const OUT: bool, const REP: bool>(c: &mut C, op: &Op<C>) -> R
         return Ok(op.end_block(c));
     }
     let mut left = index(c, op, RCX);
-    for _ in 0..ELEMENTS_AT_ONCE {
+    // Single step traps after each element.
+    let at_once = if c.cpu().mode.has(ModeKey::TRAP) { 1 } else { ELEMENTS_AT_ONCE };
+    for _ in 0..at_once {
         if left == 0 {
             return Ok(op.end_block(c));
         }

@@ -56,6 +56,9 @@ fn syscall<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
     cpu.gpr[reg::RCX] = next;
     cpu.gpr[reg::R11] = rflags;
     let kept = rflags & !cpu.msrs.sfmask;
+    if rflags & !kept & flags::TF != 0 {
+        cpu.pending_debug |= super::debug::NO_STEP;
+    }
     cpu.flags = crate::flags::LazyFlags::from_bits(kept);
     cpu.rflags = kept & !flags::STATUS | flags::FIXED_1;
     let selector = (cpu.msrs.star >> 32) as u16 & !3;

@@ -139,7 +139,12 @@ pub fn deliver_interrupt<C: Core>(c: &mut C, vector: u8, kind: Kind) -> Outcome 
 
 /// INT n, INT3, INTO, INT1: `return_ip` is behind the instruction. On a fault nothing is committed.
 pub(super) fn software<C: Core>(c: &mut C, vector: u8, kind: Kind, return_ip: u64) -> Result<(), Fault> {
-    deliver(c, &Event { vector, error_code: None, kind, return_ip, resume: false })
+    let stepping = c.cpu().mode.has(ModeKey::TRAP);
+    deliver(c, &Event { vector, error_code: None, kind, return_ip, resume: false })?;
+    if stepping {
+        c.cpu_mut().pending_debug |= super::debug::NO_STEP;
+    }
+    Ok(())
 }
 
 /// Whether the pushed flags get RF, so that an instruction breakpoint at the instruction does not hit again

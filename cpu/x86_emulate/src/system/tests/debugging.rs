@@ -5,7 +5,7 @@ use crate::cpu::reg::*;
 use crate::system::debug;
 use x86_defs::Exception;
 use x86_defs::control::*;
-use x86_defs::flags::RF;
+use x86_defs::flags::{RF, TF};
 
 fn to_dr(n: u8) -> [u8; 3] {
     [0x0F, 0x23, 0xC0 | n << 3]
@@ -81,7 +81,7 @@ fn instruction_breakpoints_are_faults_that_rf_suppresses() {
     m.cpu.rflags |= RF;
     assert_eq!(debug::breakpoint_at(&m.cpu, 0x1234), None);
     // RF lives for one instruction.
-    assert_eq!(debug::after_instruction(&mut m.cpu, false), None);
+    assert_eq!(debug::after_instruction(&mut m.cpu, false, false), None);
     assert!(debug::breakpoint_at(&m.cpu, 0x1234).is_some());
     // Delivery of an instruction breakpoint does not set RF in the image.
     let _ = m.deliver(hit);
@@ -127,15 +127,15 @@ fn data_breakpoints_by_kind_length_and_overlap() {
 fn traps_gather_until_the_instruction_ends() {
     let mut m = Machine::long(0);
     m.cpu.pending_debug = 2;
-    let trap = debug::after_instruction(&mut m.cpu, true).expect("both");
+    let trap = debug::after_instruction(&mut m.cpu, true, false).expect("both");
     assert_eq!((trap.vector, trap.address, trap.is_trap), (Some(Exception::Debug), 2 | DR6_BS, true));
-    assert_eq!(debug::after_instruction(&mut m.cpu, false), None);
+    assert_eq!(debug::after_instruction(&mut m.cpu, false, false), None);
     // A load of SS holds them off for one instruction, and loses none.
     m.cpu.pending_debug = 1;
     m.cpu.shadow_blocks_debug = true;
-    assert_eq!(debug::after_instruction(&mut m.cpu, true), None);
+    assert_eq!(debug::after_instruction(&mut m.cpu, true, false), None);
     m.cpu.shadow_blocks_debug = false;
-    assert_eq!(debug::after_instruction(&mut m.cpu, false).map(|t| t.address), Some(1));
+    assert_eq!(debug::after_instruction(&mut m.cpu, false, false).map(|t| t.address), Some(1));
 }
 
 #[test]
@@ -150,4 +150,42 @@ fn changes_of_watched_addresses_flush_the_tlb() {
     m.cpu.gpr[RAX] = DR7_FIXED_1;
     m.step(&to_dr(7));
     assert_eq!(m.changes.len(), 3);
+}
+
+#[test]
+fn single_step_on_branches_only() {
+    let mut m = Machine::long(0);
+    m.cpu.msrs.debugctl = 2;
+    assert_eq!(debug::after_instruction(&mut m.cpu, true, false), None);
+    assert_eq!(debug::after_instruction(&mut m.cpu, true, true).map(|t| t.address), Some(DR6_BS));
+}
+
+#[test]
+fn entering_a_handler_without_tf_is_not_stepped() {
+    let tf = |m: &mut Machine| {
+        m.cpu.rflags |= TF;
+        m.cpu.refresh();
+    };
+    // INT n and SYSCALL with TF in the mask: no trap at the handler's first instruction.
+    let mut m = Machine::long(3);
+    tf(&mut m);
+    m.step(&[0xCD, 0x80]);
+    assert_eq!(debug::after_instruction(&mut m.cpu, true, true), None);
+    for (mask, trap) in [(TF, false), (0, true)] {
+        let mut m = Machine::long(3);
+        tf(&mut m);
+        m.cpu.msrs.sfmask = mask;
+        m.step(&[0x0F, 0x05]);
+        assert_eq!(debug::after_instruction(&mut m.cpu, true, true).is_some(), trap);
+    }
+    // SYSENTER leaves TF alone: kernels know.
+    let mut m = Machine::long(3);
+    tf(&mut m);
+    m.cpu.msrs.sysenter_cs = 8;
+    m.step(&[0x0F, 0x34]);
+    assert!(debug::after_instruction(&mut m.cpu, true, true).is_some());
+    // Nothing stays behind when TF was clear.
+    let mut m = Machine::long(3);
+    m.step(&[0xCD, 0x80]);
+    assert_eq!(m.cpu.pending_debug, 0);
 }

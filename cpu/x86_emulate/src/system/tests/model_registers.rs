@@ -62,7 +62,7 @@ const TABLE: &[(u32, u64, &[u64])] = &[
     (msr::PAT, 0x0007_0406_0105_0406, &[0x0207_0406_0007_0406, 3, 0x80]),
     (msr::TSC_AUX, 0xFFFF_FFFF, &[1 << 32]),
     (msr::MISC_ENABLE, 0x40_0001, &[1 << 34, 1 << 63]),
-    (msr::SPEC_CTRL, 7, &[8, 1 << 10]),
+    (msr::SPEC_CTRL, 0x407, &[8, 1 << 11]),
     (msr::DEBUGCTL, 3, &[4, 1 << 14]),
     (msr::XSS, 0, &[1, 1 << 8]),
     (msr::MISC_FEATURES_ENABLES, 0, &[1]),
@@ -148,6 +148,8 @@ fn features_bring_their_registers() {
     refused(&mut m, msr::EFER, EFER_SCE | EFER_LME | EFER_NXE);
     m.features.remove(Feature::Ssbd);
     refused(&mut m, msr::SPEC_CTRL, 4);
+    m.features.remove(Feature::BhiCtrl);
+    refused(&mut m, msr::SPEC_CTRL, 1 << 10);
 }
 
 #[test]

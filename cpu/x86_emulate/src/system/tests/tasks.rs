@@ -165,7 +165,7 @@ fn a_virtual_8086_task_and_the_debug_trap() {
     assert!(m.cpu.mode.has(ModeKey::V86));
     assert_eq!((m.cpu.cpl, m.cpu.seg[1].base, m.cpu.seg[3].base), (3, 0x7_0000, 0x5_0000));
     assert_eq!(m.cpu.pending_debug, DR6_BT);
-    let trap = crate::system::debug::after_instruction(&mut m.cpu, false);
+    let trap = crate::system::debug::after_instruction(&mut m.cpu, false, true);
     let expected =
         PendingException { vector: Some(Exception::Debug), error_code: 0, address: DR6_BT, is_trap: true };
     assert_eq!(trap, Some(expected));
