@@ -369,8 +369,9 @@ impl Core for SoftCore {
     }
     fn probe(&mut self, linear: u64, len: u64, write: bool) -> Result<(), Fault> {
         let index = self.cpu.mmu_index;
-        let last = self.wrap(linear.wrapping_add(len.max(1) - 1));
-        for at in [linear, last] {
+        let last = linear.wrapping_add(len.max(1) - 1);
+        // A fault in the second page is at its first byte.
+        for at in [linear, self.wrap(last & !0xFFF)] {
             if write {
                 self.translate_write(index, at)?;
             } else {

@@ -201,7 +201,7 @@ fn rights_change_with_control_bits_at_once() {
         s.rflags |= flags::AC;
     });
     g.code(|a| {
-        let mut step = |a: &mut CodeAssembler, write: bool| {
+        let step = |a: &mut CodeAssembler, write: bool| {
             let mut next = a.create_label();
             asm!(a; lea(r15, qword_ptr(next)););
             if write {
