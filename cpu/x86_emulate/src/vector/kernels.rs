@@ -219,15 +219,9 @@ fn run_unmasked<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -
 fn settle_products<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -> Result<(), Fault> {
     let singles = (op.imm >> 16) as u16 == Kernel::Dpps as u16;
     let chosen: V = core::array::from_fn(|i| {
-        let lane = |n: usize| op.imm >> (4 + n) & 1 != 0;
+        let lane = |n: usize| if op.imm >> (4 + n) & 1 != 0 { u64::MAX } else { 0 };
         let word = i & 1;
-        match singles {
-            true => {
-                (u64::from(lane(2 * word)) * 0xFFFF_FFFF)
-                    | (u64::from(lane(2 * word + 1)) * 0xFFFF_FFFF) << 32
-            }
-            false => u64::from(lane(word)) * u64::MAX,
-        }
+        if singles { lane(2 * word) >> 32 | lane(2 * word + 1) << 32 } else { lane(word) }
     });
     let x = &mut c.cpu_mut().x;
     let b = match b {

@@ -20,14 +20,14 @@ pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
 /// Lane `i` of `bytes`.
 fn lane(v: &V, i: usize, bytes: usize) -> u64 {
     let bit = i * bytes * 8;
-    v[bit / 64 & 3] >> (bit % 64) & (u64::MAX >> (64 - 8 * bytes))
+    (v[(bit / 64) & 3] >> (bit % 64)) & (u64::MAX >> (64 - 8 * bytes))
 }
 
 fn set_lane(v: &mut V, i: usize, bytes: usize, value: u64) {
     let bit = i * bytes * 8;
     let mask = u64::MAX >> (64 - 8 * bytes);
-    let word = &mut v[bit / 64 & 3];
-    *word = *word & !(mask << (bit % 64)) | (value & mask) << (bit % 64);
+    let word = &mut v[(bit / 64) & 3];
+    *word = (*word & !(mask << (bit % 64))) | ((value & mask) << (bit % 64));
 }
 
 /// Whether the sign bit of lane `i` is set.
