@@ -4,12 +4,14 @@
 //! [`OpenDisk`], for saves that name them or move them to overlays.
 
 use crate::services::lock;
+use crate::wire::DiskSpec;
 use device::Waker;
-use disk_formats::Disk;
+use disk_formats::{Disk, DiskError};
 use guest_memory::DmaSpace;
 use host_io::block_pool::{self, BlockPool, BufferGone, IoBuffer, PoolConfig};
 use std::io;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use virtio::Buffer;
 use virtio_devices::{BlockBackend, BlockError, BlockInfo, BlockOp, BlockRequest, Busy, Completion};
@@ -77,12 +79,13 @@ pub struct OpenDisk {
     image: Mutex<Arc<dyn Disk>>,
     pool: Pool,
     waker: Arc<Mutex<Option<Waker>>>,
-    discard: bool,
+    /// How the image that is written now would be opened again.
+    spec: Mutex<DiskSpec>,
 }
 
 impl OpenDisk {
-    /// Starts workers for `image`.
-    pub fn new(image: Box<dyn Disk>, discard: bool) -> io::Result<Arc<Self>> {
+    /// Starts workers for `image`, which was opened as `spec` says.
+    pub fn new(image: Box<dyn Disk>, spec: DiskSpec) -> io::Result<Arc<Self>> {
         let image: Arc<dyn Disk> = image.into();
         let waker = Arc::new(Mutex::new(None));
         let theirs: Arc<Mutex<Option<Waker>>> = waker.clone();
@@ -93,7 +96,7 @@ impl OpenDisk {
             }
         };
         let pool = Pool::start(image.clone(), PoolConfig::default(), Box::new(wake))?;
-        Ok(Arc::new(Self { image: Mutex::new(image), pool, waker, discard }))
+        Ok(Arc::new(Self { image: Mutex::new(image), pool, waker, spec: Mutex::new(spec) }))
     }
 
     /// The image that is written now.
@@ -101,12 +104,45 @@ impl OpenDisk {
         lock(&self.image).clone()
     }
 
-    /// Puts another image in its place: an overlay of it. Nothing is in flight.
-    pub fn replace(&self, image: Box<dyn Disk>) {
-        let image: Arc<dyn Disk> = image.into();
-        self.pool.replace_store(image.clone());
-        *lock(&self.image) = image;
+    /// How it would be opened again.
+    pub fn spec(&self) -> DiskSpec {
+        lock(&self.spec).clone()
     }
+
+    /// Freezes the image, if it is writable, and goes on in an overlay beside it; the overlay's path. Nothing is in
+    /// flight.
+    pub fn continue_in_overlay(&self) -> Result<Option<PathBuf>, DiskError> {
+        let image = self.image();
+        if image.read_only() {
+            return Ok(None);
+        }
+        let path = overlay_path(image.path());
+        let overlay: Arc<dyn Disk> = image.create_overlay(&path)?.into();
+        self.pool.replace_store(overlay.clone());
+        *lock(&self.image) = overlay;
+        let mut spec = lock(&self.spec);
+        let base = std::mem::replace(&mut spec.path, path.clone());
+        spec.format = Some("qcow2".into());
+        spec.backing.push(base);
+        Ok(Some(path))
+    }
+}
+
+/// The first free name for an overlay of `image`: `disk.raw` goes on in `disk.raw.1.qcow2`, that in `disk.raw.2.qcow2`.
+fn overlay_path(image: &Path) -> PathBuf {
+    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = name.strip_suffix(".qcow2").and_then(|rest| rest.rsplit_once('.'));
+    let (stem, first) = match stem {
+        Some((stem, number)) if number.parse::<u32>().is_ok() => {
+            (stem.to_string(), number.parse().unwrap_or(0))
+        }
+        _ => (name, 0u32),
+    };
+    let candidate = |number: u32| image.with_file_name(format!("{stem}.{number}.qcow2"));
+    (first.saturating_add(1)..u32::MAX)
+        .map(candidate)
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| candidate(u32::MAX))
 }
 
 /// The device's end of an [`OpenDisk`].
@@ -120,7 +156,7 @@ impl BlockBackend for Backend {
             read_only: image.read_only(),
             block_bytes: BLOCK_BYTES,
             physical_block_bytes: PHYSICAL_BLOCK_BYTES,
-            discard: self.0.discard,
+            discard: !lock(&self.0.spec).ignore_discard,
             write_zeroes: true,
         }
     }
@@ -135,9 +171,11 @@ impl BlockBackend for Backend {
             BlockOp::Write { offset } => block_pool::BlockOp::Write { offset },
             BlockOp::Flush => block_pool::BlockOp::Flush,
             BlockOp::Discard { offset, bytes } => block_pool::BlockOp::Discard { offset, len: bytes },
-            BlockOp::WriteZeroes { offset, bytes, unmap } => {
-                block_pool::BlockOp::WriteZeroes { offset, len: bytes, may_unmap: unmap && self.0.discard }
-            }
+            BlockOp::WriteZeroes { offset, bytes, unmap } => block_pool::BlockOp::WriteZeroes {
+                offset,
+                len: bytes,
+                may_unmap: unmap && !lock(&self.0.spec).ignore_discard,
+            },
         };
         let buffer = GuestBuffers { memory: mem.clone(), buffers: request.buffers };
         self.0.pool.submit(block_pool::BlockRequest { token: request.id, op, buffer }).map_err(|_| Busy)
@@ -165,12 +203,23 @@ mod tests {
     use virtio_devices::backend::SECTOR_BYTES;
 
     #[test]
+    fn overlays_are_numbered() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        assert_eq!(overlay_path(&path("a.raw")), path("a.raw.1.qcow2"));
+        std::fs::write(path("a.raw.1.qcow2"), "").unwrap();
+        assert_eq!(overlay_path(&path("a.raw")), path("a.raw.2.qcow2"));
+        assert_eq!(overlay_path(&path("a.raw.1.qcow2")), path("a.raw.2.qcow2"));
+        assert_eq!(overlay_path(&path("debian.qcow2")), path("debian.qcow2.1.qcow2"));
+    }
+
+    #[test]
     fn what_is_written_through_the_backend_is_in_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
         std::fs::write(&path, vec![0; 8192]).unwrap();
         let image = disk_formats::open(&disk_formats::DiskSpec::new(&path)).unwrap();
-        let disk = OpenDisk::new(image, true).unwrap();
+        let disk = OpenDisk::new(image, DiskSpec::from_option(path.to_str().unwrap()).unwrap()).unwrap();
         let mut backend = Backend(disk.clone());
         let (sender, completed) = channel();
         backend.set_waker(Waker::new(move || _ = sender.send(())));

@@ -5,14 +5,14 @@
 //! Invariant: what a key means stands in the resolved [`VmSpec`]; nothing else of the host can be reached from below.
 
 use crate::console;
-use crate::convert::{INITRD, KERNEL, index_of};
+use crate::convert::{INITRD, KERNEL, index_of, key};
 use crate::disk::{self, OpenDisk};
 use crate::network;
 use crate::panic_watch::PanicWatch;
 use crate::serial::{self, OnPanic};
 use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::Bed;
-use crate::wire::{BootSpec, VmSpec};
+use crate::wire::{BootSpec, DiskSpec, VmSpec};
 use chipset::SerialOut;
 use device::Waker;
 use guest_memory::HostSpan;
@@ -65,6 +65,15 @@ impl Host {
     /// Time and wake-ups.
     pub fn events(&self) -> &DeviceEvents {
         &self.events
+    }
+
+    /// The VM's disks as they would be opened again now.
+    pub fn present_disks(&self) -> Vec<DiskSpec> {
+        let open = lock(&self.disks);
+        let present = |(index, asked): (usize, &DiskSpec)| {
+            open.get(&key("disk", index).0).map_or_else(|| asked.clone(), |disk| disk.spec())
+        };
+        self.vm.disks.iter().enumerate().map(present).collect()
     }
 
     /// The console end that a key names.
@@ -155,7 +164,7 @@ impl HostServices for Host {
         let spec = index_of("disk", key).and_then(|index| self.vm.disks.get(index));
         let spec = spec.ok_or_else(|| HostError("the spec names no such disk".into()))?;
         let image = disk_formats::open(&spec.to_disk_format().map_err(host_error)?).map_err(host_error)?;
-        let disk = OpenDisk::new(image, !spec.ignore_discard).map_err(host_error)?;
+        let disk = OpenDisk::new(image, spec.clone()).map_err(host_error)?;
         lock(&self.disks).insert(key.0.clone(), disk.clone());
         Ok(Box::new(disk::Backend(disk)))
     }

@@ -4,18 +4,22 @@
 //! [`run`] returns.
 
 use crate::bell::Bell;
+use crate::control::server::{ControlSocket, ServeError};
+use crate::desk::Desk;
 use crate::driver::{Driver, Policy, SaveJobs};
 use crate::engine::engine;
 use crate::host::Host;
 use crate::panic_watch::PanicWatch;
+use crate::saved_file::{LoadFileError, SavedVm};
 use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::{Next, RunVcpu, VcpuThreads};
-use crate::wire::{OnPanic, SpecError, VmSpec, parse_rate};
+use crate::wire::{OnPanic, SpecError, VmSpec, check_name};
 use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// How long a panicked kernel may stand still before the VM ends.
@@ -33,6 +37,12 @@ pub enum LaunchError {
     /// Nothing can be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The saved VM cannot be brought back.
+    #[error(transparent)]
+    Load(#[from] LoadFileError),
+    /// There is no control socket.
+    #[error(transparent)]
+    Control(#[from] ServeError),
     /// A thread or the event loop cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -53,29 +63,65 @@ impl RunVcpu for Machine {
 /// Runs the VM of a resolved spec to its end.
 pub fn run(vm: &VmSpec) -> Result<Verdict, LaunchError> {
     let spec = MachineSpec::try_from(vm)?;
+    launch(vm, spec, |machine, host| Ok(machine.boot(host)?))
+}
+
+/// Brings a saved VM back and runs it to its end; `name` is its name from now on, if it gets another.
+pub fn restore(file: &Path, name: Option<&str>) -> Result<Verdict, LaunchError> {
+    let saved = SavedVm::open(file)?;
+    let mut vm = saved.vm.clone();
+    if let Some(name) = name {
+        check_name(name)?;
+        vm.name = Some(name.into());
+    }
+    let spec = saved.machine.clone();
+    launch(&vm, spec, |machine, host| Ok(saved.restore(machine, host)?))
+}
+
+/// Builds the machine, has `prepare` give it what it starts with, and runs it.
+fn launch(
+    vm: &VmSpec,
+    spec: MachineSpec,
+    prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
+) -> Result<Verdict, LaunchError> {
     let bell = Arc::new(Bell::default());
     let requests = Arc::new(RequestQueue::new({
         let bell = bell.clone();
         move || bell.ring()
     }));
     let clock = GuestClock::new(Box::new(HostClock));
-    let (numerator, denominator) = vm.clock_rate.as_deref().map_or(Ok((1, 1)), parse_rate)?;
-    clock.set_rate(numerator, denominator);
+    clock.set_rate(spec.clock.rate.numerator, spec.clock.rate.denominator);
     let events = EventLoop::start("events")?;
     let watch = Arc::new(PanicWatch::default());
     let on_panic = panic_timer(&events, &watch, &requests, vm.on_panic);
     let device_events = DeviceEvents::new(events.handle(), clock.clone());
     let host = Arc::new(Host::new(vm.clone(), device_events, requests.clone(), watch.clone(), on_panic));
-    let parts = Parts { engine: &*engine(vm.engine), host: &*host, requests: requests.clone() };
+    let engine = engine(vm.engine);
+    let parts = Parts { engine: &*engine, host: &*host, requests: requests.clone() };
     let machine = Arc::new(Machine::build(spec, &parts)?);
-    machine.boot(&*host)?;
+    prepare(&machine, &host)?;
+    let saves = Arc::new(SaveJobs::default());
+    let name = vm.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
+    let desk = Desk {
+        vm: vm.clone(),
+        name: name.clone(),
+        engine: engine.capabilities().name,
+        machine: Arc::downgrade(&machine),
+        host: Arc::downgrade(&host),
+        clock: clock.clone(),
+        requests: requests.clone(),
+        bell: bell.clone(),
+        saves: saves.clone(),
+    };
+    let control = ControlSocket::open(&name, Arc::new(desk))?;
     let threads = VcpuThreads::start(machine.clone(), host.beds().to_vec(), &clock)?;
     let policy = Policy { on_reset: vm.on_reset, on_panic: vm.on_panic };
-    let saves = Arc::new(SaveJobs::default());
     let driver = Driver { machine, host, requests, bell, threads, watch, saves, policy };
     // A machine that was just built can be started.
     let _ = driver.requests.ask(Request::Start);
-    Ok(driver.run())
+    let verdict = driver.run();
+    drop(control);
+    Ok(verdict)
 }
 
 /// What is called with a kernel's last words: a while later, if nobody has spoken since, the VM ends.

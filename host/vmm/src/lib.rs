@@ -8,12 +8,15 @@
 //! - [`host`]: this host as the machine's ground. [`services`]: time and wake-ups for devices. [`vcpu_threads`]:
 //!   the threads that run vCPUs. [`serial`], [`console`], [`panic_watch`], [`disk`],
 //!   [`network`]: the other ends of its devices.
+//! - [`control`]: a running VM looked after from outside; [`desk`] answers. [`saved_file`]: a saved VM.
 //! - [`exit`]: how a VM ended, as a process exit code and a sentence.
 #![forbid(unsafe_code)]
 
 pub mod bell;
 pub mod console;
+pub mod control;
 pub mod convert;
+pub mod desk;
 pub mod disk;
 pub mod driver;
 pub mod engine;
@@ -22,7 +25,10 @@ pub mod host;
 pub mod launch;
 pub mod network;
 pub mod panic_watch;
+pub mod saved_file;
 pub mod serial;
 pub mod services;
 pub mod vcpu_threads;
 pub mod wire;
+
+pub use machine::Verdict;

@@ -28,5 +28,5 @@ pub use boot::BootError;
 pub use build::{BuildError, Parts};
 pub use host::{DeviceSlot, HostError, HostServices, SerialInput};
 pub use lifecycle::{AfterSave, Lifecycle, Origin, Refused, Request, State, Verdict};
-pub use machine::{Machine, Next};
+pub use machine::{KIND_SPEC, Machine, Next};
 pub use requests::RequestQueue;

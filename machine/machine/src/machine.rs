@@ -33,8 +33,8 @@ use machine_spec::layout::RamLayout;
 use pci::Topology;
 use sync::Mutex;
 
-/// Kinds of the machine's records.
-pub(crate) const KIND_SPEC: Kind = *b"SPEC";
+/// Kind of the first of the machine's records: its spec.
+pub const KIND_SPEC: Kind = *b"SPEC";
 const KIND_CLOCK: Kind = *b"TIME";
 const KIND_RAM: Kind = *b"RAM ";
 const KIND_PARTITION: Kind = *b"PART";

@@ -29,6 +29,24 @@ pub struct Cli {
 pub enum Command {
     /// Run a VM on this terminal until it ends
     Run(Box<RunArgs>),
+    /// List running VMs
+    Ps {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look after a running VM
+    #[command(after_help = CTL_EXAMPLES)]
+    Ctl {
+        /// Its name
+        name: String,
+        /// What to do
+        #[command(subcommand)]
+        what: Ctl,
+        /// Answer as JSON
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Print a completion script for a shell
     #[command(
         after_help = "Example:\n  bedplate completion bash > ~/.local/share/bash-completion/completions/bedplate"
@@ -36,6 +54,40 @@ pub enum Command {
     Completion {
         /// The shell.
         shell: Shell,
+    },
+}
+
+const CTL_EXAMPLES: &str = "\
+Examples:
+  bedplate ctl web status
+  bedplate ctl web save web.saved            the VM ends; bedplate run --restore web.saved goes on with it
+  bedplate ctl web save --continue web.saved the VM goes on, its disks in overlays";
+
+/// What `bedplate ctl` can do.
+#[derive(Debug, Subcommand)]
+pub enum Ctl {
+    /// Say how it is
+    Status,
+    /// Make it stand still
+    Pause,
+    /// Let it go on
+    Resume,
+    /// Start it again, as the reset button does
+    Reset,
+    /// Press its power button: a guest that listens shuts down
+    Stop,
+    /// End it now
+    Kill,
+    /// Save it to a file
+    Save {
+        /// The file
+        file: PathBuf,
+        /// Let it go on, with every writable disk in an overlay
+        #[arg(long = "continue")]
+        and_continue: bool,
+        /// Compress memory with zstd
+        #[arg(long)]
+        compress: bool,
     },
 }
 
@@ -96,6 +148,12 @@ pub struct RunArgs {
     /// What a panic of the guest's kernel does, as seen on its serial console
     #[arg(long, value_enum, help_heading = "Running")]
     pub on_panic: Option<OnPanic>,
+    /// Go on with a VM saved by ctl save; takes nothing else but --name
+    #[arg(long, value_name = "FILE", help_heading = "Running", conflicts_with_all = [
+        "spec", "kernel", "initrd", "append", "disk", "net", "serial", "console", "cpus", "memory", "cpu_model",
+        "engine", "clock_rate", "on_reset", "on_panic", "dry_run",
+    ])]
+    pub restore: Option<PathBuf>,
     /// Print the complete spec and do not run it
     #[arg(long, help_heading = "Running")]
     pub dry_run: bool,

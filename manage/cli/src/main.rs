@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod ctl;
 mod run;
 
 use args::{Cli, Command};
@@ -12,6 +13,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
+        Command::Ps { json } => ctl::ps(*json),
+        Command::Ctl { name, what, json } => ctl::ctl(name, what, *json),
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "bedplate", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -7,14 +7,21 @@ use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmS
 
 /// Runs it.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &args.restore {
+        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?));
+    }
     let spec = spec(args)?;
     if args.dry_run {
         print!("{}", spec.to_toml());
         return Ok(ExitCode::SUCCESS);
     }
-    let verdict = vmm::launch::run(&spec)?;
-    eprintln!("bedplate: {}", vmm::exit::message(&verdict));
-    Ok(ExitCode::from(vmm::exit::exit_code(&verdict)))
+    Ok(ended(&vmm::launch::run(&spec)?))
+}
+
+/// Says how it ended.
+fn ended(verdict: &vmm::Verdict) -> ExitCode {
+    eprintln!("bedplate: {}", vmm::exit::message(verdict));
+    ExitCode::from(vmm::exit::exit_code(verdict))
 }
 
 /// The spec file, completed and overridden by the command line, and resolved.

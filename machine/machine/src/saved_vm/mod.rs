@@ -230,6 +230,16 @@ impl<'s> Reader<'s> {
         }
     }
 
+    /// Goes on where another reader of the same source stopped, after `records` records.
+    pub fn resume(source: &'s mut dyn ByteSource, records: u64) -> Self {
+        Self { source, records, ended: false }
+    }
+
+    /// How many records were read.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
     /// The next record; `None` after the last one, which was there and right.
     pub fn next(&mut self) -> Result<Option<Record>, LoadError> {
         if self.ended {

@@ -1,0 +1,296 @@
+//! A saved VM as a file: the machine's records, and before them what of the host it was made of.
+//!
+//! Called by: the driver, through a [`crate::driver::SaveJob`] of [`crate::desk`]; `launch` for a restore.
+//!
+//! Invariants:
+//! - The file is written under a temporary name in the same folder, made durable, and renamed: a crash leaves the
+//!   old file or none.
+//! - Disks are named by path, and known by identity: one that moved on since the save is refused.
+//! - With `and_continue`, every writable disk is frozen and goes on in an overlay before the guest runs again.
+
+use crate::disk::OpenDisk;
+use crate::host::Host;
+use crate::wire::{SpecError, VmSpec};
+use disk_formats::{DiskError, DiskIdentity};
+use machine::Machine;
+use machine::saved_vm::{
+    ByteSink, ByteSource, CRITICAL, Kind, LoadError, RamSaver, Reader, SaveError, StreamError, Writer,
+};
+use machine_spec::MachineSpec;
+use saved_state::{FieldWriter, Fields, RestoreError, SavedState};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The VM as people wrote it, with its disks as they are now (TOML).
+const KIND_HOST: Kind = *b"HOST";
+/// Identity of a disk.
+const KIND_DISK: Kind = *b"DISK";
+/// Most disks that a file may name.
+const MAX_DISKS: usize = crate::wire::MAX_DEVICES;
+
+/// Why a VM could not be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveFileError {
+    /// The file cannot be written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The machine cannot be saved.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// A disk cannot be made durable, named or moved to an overlay.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A disk cannot be flushed.
+    #[error("disk {}: {source}", path.display())]
+    Flush {
+        /// The image.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Why a saved VM cannot be brought back.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadFileError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It is damaged, or not for this version.
+    #[error("{}: {source}", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: LoadError,
+    },
+    /// What it says of the host cannot be.
+    #[error("{}: {source}", path.display())]
+    Spec {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SpecError,
+    },
+    /// A disk is not the one it was, or not as it was.
+    #[error(
+        "disk {}: {problem}; the saved VM can go on only with the disk as it was left (saved: {saved}; here: {here})",
+        disk.display()
+    )]
+    DiskMovedOn {
+        /// The image.
+        disk: PathBuf,
+        /// In what it differs.
+        problem: &'static str,
+        /// As saved.
+        saved: DiskIdentity,
+        /// As found.
+        here: DiskIdentity,
+    },
+}
+
+/// A disk's identity, as saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SavedDisk {
+    key: String,
+    identity: DiskIdentity,
+}
+
+impl SavedState for SavedDisk {
+    const KIND: &'static str = "disk";
+    const VERSION: u32 = 1;
+    fn encode(&self, w: &mut FieldWriter) {
+        let Self { key, identity: DiskIdentity { uuid, size_bytes, generation } } = self;
+        w.text(1, key).bytes(2, uuid).uint(3, *size_bytes).uint(4, *generation);
+    }
+    fn decode(r: &mut Fields<'_>) -> Result<Self, RestoreError> {
+        let key = r.text(1, 64)?;
+        let identity = DiskIdentity { uuid: r.array(2)?, size_bytes: r.uint(3)?, generation: r.uint(4)? };
+        Ok(Self { key, identity })
+    }
+}
+
+/// One save.
+pub struct Save<'a> {
+    /// Where to.
+    pub file: &'a Path,
+    /// The VM.
+    pub vm: &'a VmSpec,
+    /// Its ground.
+    pub host: &'a Host,
+    /// Compress RAM.
+    pub compress: bool,
+    /// The guest goes on, its disks in overlays.
+    pub and_continue: bool,
+}
+
+impl Save<'_> {
+    /// Writes the file; the machine stands still. Gives a sentence about it.
+    pub fn write(&self, machine: &Machine) -> Result<String, SaveFileError> {
+        let temporary = self.temporary();
+        let result = self.write_as(&temporary, machine);
+        if result.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        result
+    }
+
+    fn temporary(&self) -> PathBuf {
+        let mut name = self.file.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{}.tmp", std::process::id()));
+        self.file.with_file_name(name)
+    }
+
+    fn write_as(&self, temporary: &Path, machine: &Machine) -> Result<String, SaveFileError> {
+        let fail = |source| SaveFileError::Io { path: temporary.into(), source };
+        let disks = self.host.disks();
+        let saved = disks.iter().map(|(key, disk)| saved_disk(key, disk)).collect::<Result<Vec<_>, _>>()?;
+        let mut sink = Sink(BufWriter::with_capacity(1 << 20, File::create(temporary).map_err(fail)?));
+        let mut vm = self.vm.clone();
+        vm.disks = self.host.present_disks();
+        let stream = |error| SaveFileError::Save(SaveError::Stream(error));
+        let mut writer = Writer::begin(&mut sink).map_err(stream)?;
+        writer.record(KIND_HOST, CRITICAL, vm.to_toml().as_bytes()).map_err(stream)?;
+        for disk in &saved {
+            writer.state(KIND_DISK, CRITICAL, disk).map_err(stream)?;
+        }
+        machine.save(&mut writer, RamSaver { compress: self.compress }, self.host, |_| {})?;
+        writer.finish().map_err(stream)?;
+        let file = sink.0.into_inner().map_err(|error| fail(error.into_error()))?;
+        file.sync_all().map_err(fail)?;
+        let bytes = file.metadata().map_err(fail)?.len();
+        drop(file);
+        let mut overlays = Vec::new();
+        if self.and_continue {
+            for (_, disk) in &disks {
+                overlays.extend(disk.continue_in_overlay()?);
+            }
+        }
+        self.put_in_place(temporary)?;
+        let mut message = format!("saved to {} ({} MiB)", self.file.display(), bytes.div_ceil(1 << 20));
+        for overlay in overlays {
+            message.push_str(&format!("; a disk goes on in {}", overlay.display()));
+        }
+        Ok(message)
+    }
+
+    fn put_in_place(&self, temporary: &Path) -> Result<(), SaveFileError> {
+        let fail = |source| SaveFileError::Io { path: self.file.into(), source };
+        std::fs::rename(temporary, self.file).map_err(fail)?;
+        let folder = self.file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+    }
+}
+
+fn saved_disk(key: &str, disk: &OpenDisk) -> Result<SavedDisk, SaveFileError> {
+    let image = disk.image();
+    image.flush().map_err(|source| SaveFileError::Flush { path: image.path().into(), source })?;
+    Ok(SavedDisk { key: key.into(), identity: image.identity()? })
+}
+
+/// A saved VM that is being read: what comes before the machine's own records was.
+pub struct SavedVm {
+    path: PathBuf,
+    source: Source,
+    /// The VM.
+    pub vm: VmSpec,
+    /// Its machine, with the shape that it had.
+    pub machine: MachineSpec,
+    disks: Vec<SavedDisk>,
+    records_before: u64,
+}
+
+impl SavedVm {
+    /// Opens the file and reads what the machine is to be built from.
+    pub fn open(path: &Path) -> Result<Self, LoadFileError> {
+        let io_error = |source| LoadFileError::Io { path: path.into(), source };
+        let mut source = Source(BufReader::with_capacity(1 << 20, File::open(path).map_err(io_error)?));
+        let load = |source| LoadFileError::Load { path: path.into(), source };
+        let lacks = |what: &str| load(LoadError::Mismatch(format!("it lacks {what}")));
+        let mut reader = Reader::begin(&mut source).map_err(load)?;
+        let (mut vm, mut disks) = (None, Vec::new());
+        let machine = loop {
+            let record = reader.next().map_err(load)?.ok_or_else(|| lacks("the machine's spec"))?;
+            match record.kind {
+                KIND_HOST => {
+                    let text = String::from_utf8_lossy(&record.body).into_owned();
+                    let spec = VmSpec::from_toml(&text)
+                        .map_err(|source| SpecError::Toml { path: path.into(), source: Box::new(source) });
+                    let spec = spec.and_then(|spec| spec.resolve(Path::new("/")));
+                    vm = Some(spec.map_err(|source| LoadFileError::Spec { path: path.into(), source })?);
+                }
+                KIND_DISK if disks.len() < MAX_DISKS => {
+                    disks.push(record.state::<SavedDisk>().map_err(load)?)
+                }
+                machine::KIND_SPEC => break record.state::<MachineSpec>().map_err(load)?,
+                _ => record.skip().map_err(load)?,
+            }
+        };
+        let vm = vm.ok_or_else(|| lacks("the VM's spec"))?;
+        if vm.cpus != machine.cpus.count || vm.memory.0 != machine.ram.bytes {
+            return Err(load(LoadError::Mismatch("the VM's spec and the machine's differ".into())));
+        }
+        let records_before = reader.records();
+        Ok(Self { path: path.into(), source, vm, machine, disks, records_before })
+    }
+
+    /// Gives `machine`, which was built from it, its state. Checks the disks first.
+    pub fn restore(mut self, machine: &Machine, host: &Host) -> Result<(), LoadFileError> {
+        self.check_disks(host)?;
+        let load = |source| LoadFileError::Load { path: self.path.clone(), source };
+        let mut reader = Reader::resume(&mut self.source, self.records_before);
+        machine.restore(&mut reader).map_err(load)
+    }
+
+    fn check_disks(&self, host: &Host) -> Result<(), LoadFileError> {
+        for (key, disk) in host.disks() {
+            let (image, here) = (disk.image(), disk.image().opened_as());
+            let missing = || LoadFileError::Load {
+                path: self.path.clone(),
+                source: LoadError::Mismatch(format!("it does not say which disk {key} was")),
+            };
+            let saved = self.disks.iter().find(|saved| saved.key == key).ok_or_else(missing)?.identity;
+            let problem = if saved.size_bytes != here.size_bytes {
+                "its size is another"
+            } else if saved.uuid != here.uuid {
+                "it is another file"
+            } else if saved.generation != here.generation {
+                "it was written since the VM was saved"
+            } else {
+                continue;
+            };
+            return Err(LoadFileError::DiskMovedOn { disk: image.path().into(), problem, saved, here });
+        }
+        Ok(())
+    }
+}
+
+struct Sink(BufWriter<File>);
+
+impl ByteSink for Sink {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        self.0.write_all(bytes).map_err(|error| StreamError(error.to_string()))
+    }
+}
+
+struct Source(BufReader<File>);
+
+impl ByteSource for Source {
+    fn get(&mut self, bytes: &mut [u8]) -> Result<(), StreamError> {
+        self.0.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => StreamError("the file is cut off".into()),
+            _ => StreamError(error.to_string()),
+        })
+    }
+}
