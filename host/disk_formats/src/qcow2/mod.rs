@@ -38,8 +38,8 @@ pub(crate) struct Qcow2Disk {
     spec: DiskSpec,
     /// The image file, for its identity.
     file: File,
-    /// Reads and writes share; what takes mappings away (discard) is alone.
-    image: RwLock<Image>,
+    /// Reads and writes share; what takes mappings away (discard) is alone. `None` only while it is dropped.
+    image: RwLock<Option<Image>>,
     size_bytes: u64,
     /// The backing files, nearest first.
     backing: Vec<File>,
@@ -72,7 +72,7 @@ impl Qcow2Disk {
             spec: spec.clone(),
             file,
             size_bytes: header.size_bytes,
-            image: RwLock::new(image),
+            image: RwLock::new(Some(image)),
             backing: chain.files,
             lock,
             _backing_locks: chain.locks,
@@ -85,7 +85,7 @@ impl Qcow2Disk {
     /// Runs imago's code; a panic closes the image.
     fn guarded<R>(&self, f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
         if self.broken.load(Ordering::Acquire) {
-            return Err(io::Error::other("the image is malformed and was closed"));
+            return Err(closed());
         }
         std::panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
             self.broken.store(true, Ordering::Release);
@@ -95,12 +95,12 @@ impl Qcow2Disk {
 
     fn shared<R>(&self, f: impl FnOnce(&Image) -> io::Result<R>) -> io::Result<R> {
         let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
-        self.guarded(|| f(&image))
+        self.guarded(|| f(image.as_ref().ok_or_else(closed)?))
     }
 
     fn alone<R>(&self, f: impl FnOnce(&mut Image) -> io::Result<R>) -> io::Result<R> {
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
-        self.guarded(|| f(&mut image))
+        self.guarded(|| f(image.as_mut().ok_or_else(closed)?))
     }
 
     /// Zeroes the slow way, for version 2, which knows no zero clusters.
@@ -121,6 +121,18 @@ impl Qcow2Disk {
         }
         check_range(offset, len, self.size_bytes)
     }
+}
+
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        // imago writes back its caches when it is dropped; a malformed image must not end us here either.
+        let image = self.image.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(image)));
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::other("the image is malformed and was closed")
 }
 
 impl BlockStore for Qcow2Disk {

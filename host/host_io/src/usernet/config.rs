@@ -29,7 +29,7 @@ pub struct Forward {
     pub guest: SocketAddrV4,
 }
 
-/// Bounds on what one guest may make the host hold.
+/// Bounds on what one guest may make the host hold. Each flow is a descriptor, of which a process has 1024 by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// TCP connections at once. Each may buffer `TCP_BUFFER_BYTES` in each direction.
@@ -40,7 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { tcp_flows: 512, datagram_flows: 512 }
+        Limits { tcp_flows: 400, datagram_flows: 200 }
     }
 }
 

@@ -36,8 +36,8 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 const FLOWS_A_SERVICE: usize = 64;
 /// Datagrams taken from a forwarded port at once.
 const FORWARD_BURST: usize = 32;
-/// A half-closed connection that was silent this long may be ended when connections run out.
-const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
+/// A half-closed or unanswered connection that was silent this long may be ended when connections run out.
+const DISPENSABLE_IDLE: Duration = Duration::from_secs(60);
 
 /// The whole of one guest's user-mode network, without I/O.
 pub(super) struct Nat<W: World> {
@@ -185,7 +185,7 @@ impl<W: World> Nat<W> {
         }
         let stale = self.flows.oldest(|flow| match &flow.body {
             Body::Tcp(tcp) => {
-                tcp.is_over() || (tcp.is_half_closed() && now > flow.last_active + HALF_CLOSED_IDLE)
+                tcp.is_over() || (tcp.is_dispensable() && now > flow.last_active + DISPENSABLE_IDLE)
             }
             Body::Datagram(_) => false,
         });

@@ -145,9 +145,10 @@ impl<S: HostSocket> TcpFlow<S> {
         }
     }
 
-    /// Whether one direction is finished: the first to go when connections run out.
-    pub(super) fn is_half_closed(&self) -> bool {
-        self.host_finished || self.guest_finished
+    /// Whether the connection may be ended when connections run out and it was silent for long: it is half closed, or
+    /// the world never answered.
+    pub(super) fn is_dispensable(&self) -> bool {
+        self.host_finished || self.guest_finished || matches!(self.stage, Stage::Connecting(_))
     }
 
     /// Moves what can be moved.

@@ -324,6 +324,50 @@ fn flows_are_bounded_and_idle_ones_end() {
 }
 
 #[test]
+fn large_datagrams_travel_in_fragments_both_ways() {
+    let mut nat = nat(1, 1);
+    let payload: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8).collect();
+    let whole = datagram(1, outside(ECHO), &payload);
+    for (i, part) in whole[ETHERNET_HEADER + IPV4_HEADER..].chunks(1480).enumerate() {
+        let mut frame = ipv4_frame(OUTSIDE, IpProtocol::Udp, part);
+        let mut header = Ipv4Packet::new_unchecked(&mut frame[ETHERNET_HEADER..]);
+        header.set_more_frags((i + 1) * 1480 < payload.len() + 8);
+        header.set_frag_offset((i * 1480) as u16);
+        header.set_ident(77);
+        header.fill_checksum();
+        nat.guest_frame(&frame, Instant::ZERO);
+    }
+    settle(&mut nat, Instant::ZERO);
+    let mut reassembly = super::fragments::Reassembly::default();
+    let back: Vec<Vec<u8>> = frames(&mut nat)
+        .iter()
+        .inspect(|frame| assert_eq!(meaning(frame), "udp"))
+        .filter_map(|f| {
+            reassembly.add(&Ipv4Packet::new_checked(&f[ETHERNET_HEADER..]).unwrap(), Instant::ZERO)
+        })
+        .collect();
+    assert_eq!(back.len(), 1);
+    let packet = Ipv4Packet::new_checked(&back[0][..]).unwrap();
+    let udp = UdpPacket::new_checked(packet.payload()).unwrap();
+    assert!(udp.verify_checksum(&OUTSIDE.into(), &GUEST.into()));
+    assert!(udp.payload() == payload);
+}
+
+#[test]
+fn unanswered_connections_make_room_after_a_while() {
+    let mut nat = nat(2, 2);
+    let syn = |port, from| segment(from, outside(port), TcpControl::Syn, 1, None, &[]);
+    assert!(answers(&mut nat, &syn(SLOW, 1)).is_empty());
+    assert!(answers(&mut nat, &syn(SLOW, 2)).is_empty());
+    assert_eq!(answers(&mut nat, &syn(ECHO, 3)), ["rst"]);
+    let later = Instant::from_secs(100);
+    nat.guest_frame(&syn(ECHO, 4), later);
+    settle(&mut nat, later);
+    assert_eq!(frames(&mut nat).iter().map(|f| meaning(f)).collect::<Vec<_>>(), ["syn-ack"]);
+    assert_eq!(nat.flow_counts(), (2, 0));
+}
+
+#[test]
 fn a_guest_that_takes_nothing_holds_back_a_bounded_number_of_frames() {
     let mut nat = nat(10, 10);
     for i in 0..5000u32 {
