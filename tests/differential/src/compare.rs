@@ -39,6 +39,10 @@ pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Option<String>
     if differing != 0 {
         return Some(format!("flags: host {:#x}, ours {:#x}, differing {differing:#x}", a.flags, b.flags));
     }
+    if (a.selectors, a.bases) != (b.selectors, b.bases) {
+        let show = |r: &crate::state::Registers| format!("{:x?} {:x?}", &r.selectors[..6], r.bases);
+        return Some(format!("segments: host {}, ours {}", show(a), show(b)));
+    }
     if (a.mxcsr() ^ b.mxcsr()) & !open_mxcsr(host) != 0 {
         return Some(format!("mxcsr: host {:#x}, ours {:#x}", a.mxcsr(), b.mxcsr()));
     }
@@ -59,9 +63,10 @@ fn raised_difference(insn: &Instruction, host: &Raised, ours: &Raised) -> Option
     const PAGE_FAULT: u64 = 14;
     let has_code = matches!(host.vector, 10..=14 | 17);
     let mut same = host.vector == ours.vector && (!has_code || host.error == ours.error);
-    // Which byte of a large area faults first is the processor's choice.
+    // Which byte of a large area faults first is the processor's choice; so is which word of a frame.
+    let frame = matches!(insn.mnemonic(), M::Enter | M::Retf | M::Iret | M::Iretd | M::Iretq);
     let large = insn.op_code().is_save_restore()
-        || insn.mnemonic() == M::Enter
+        || frame
         || insn.memory_size().size() > 32
         || matches!(insn.memory_size().size(), 14 | 28);
     if large && host.vector == PAGE_FAULT && ours.vector == PAGE_FAULT {

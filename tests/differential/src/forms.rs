@@ -21,8 +21,7 @@ pub struct Excluded {
     pub reason: &'static str,
 }
 
-/// All forms of the CPU model: those to run and those left out. 32-bit code runs the forms that 64-bit code
-/// does not have, and all with memory operands (its addressing differs).
+/// All forms of the CPU model, in 64-bit and in 32-bit code: those to run and those left out.
 pub fn all() -> (Vec<Form>, Vec<Excluded>) {
     let (mut run, mut excluded) = (Vec::new(), Vec::new());
     for code in Code::values() {
@@ -31,7 +30,7 @@ pub fn all() -> (Vec<Form>, Vec<Excluded>) {
             continue;
         }
         for is_32 in [false, true] {
-            if !info.is_available_in_mode(if is_32 { 32 } else { 64 }) || (is_32 && info.mode64()) {
+            if !info.is_available_in_mode(if is_32 { 32 } else { 64 }) || (!is_32 && is_short_branch(code)) {
                 continue;
             }
             let form = Form { code, is_32 };
@@ -61,6 +60,13 @@ fn is_alias(code: Code) -> bool {
     name.starts_with("Bnd") || info.fwait() || matches!(code, Code::Popw_CS | Code::Ud0)
 }
 
+/// Branches with 16-bit operands: 64-bit code ignores the prefix, as Intel's processors do.
+fn is_short_branch(code: Code) -> bool {
+    let name = format!("{code:?}");
+    ["_rel16", "_rel8_16"].iter().any(|n| name.contains(n))
+        || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16)
+}
+
 /// Why a code is not run.
 fn reason_to_exclude(code: Code) -> Option<&'static str> {
     let name = format!("{code:?}");
@@ -71,47 +77,9 @@ fn reason_to_exclude(code: Code) -> Option<&'static str> {
         M::Syscall | M::Sysenter | M::Sysret | M::Sysexit | M::Int | M::Int1 | M::Int3 | M::Into => {
             "enters the kernel: tested with the system instructions"
         }
-        M::Iret | M::Iretd | M::Iretq | M::Retf => "far transfer: tested with the system instructions",
-        M::Jmp | M::Call if name.contains("_ptr") || name.contains("_m1") => {
-            "far transfer: tested with the system instructions"
-        }
-        M::Rdfsbase
-        | M::Wrfsbase
-        | M::Rdgsbase
-        | M::Wrgsbase
-        | M::Lds
-        | M::Les
-        | M::Lfs
-        | M::Lgs
-        | M::Lss => "loads a segment: tested with the system instructions",
-        M::Mov if name.starts_with("Mov_Sreg") => "loads a segment: tested with the system instructions",
-        M::Pop
-            if matches!(
-                code,
-                Code::Popw_ES
-                    | Code::Popd_ES
-                    | Code::Popw_SS
-                    | Code::Popd_SS
-                    | Code::Popw_DS
-                    | Code::Popd_DS
-                    | Code::Popw_FS
-                    | Code::Popd_FS
-                    | Code::Popq_FS
-                    | Code::Popw_GS
-                    | Code::Popd_GS
-                    | Code::Popq_GS
-            ) =>
-        {
-            "loads a segment: tested with the system instructions"
-        }
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => "the host's kernel emulates it (UMIP)",
-        M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => "reads the host's descriptor tables",
         M::Vmcall | M::Vmmcall | M::Invlpga => "belongs to the host's hypervisor",
-        _ if ["_rel16", "_rel8_16"].iter().any(|n| name.contains(n))
-            || matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Call_rm16 | Code::Jmp_rm16) =>
-        {
-            "branch of 16 bits: vendors differ"
-        }
+        _ if name.ends_with("_m1664") => "vendors differ: AMD's have no 64-bit offset",
         _ if name.starts_with("Reservednop") && name.contains("_0F0D") => "vendors differ",
         M::Fstdw | M::Fstsg => "80387SL only",
         _ => return None,

@@ -9,6 +9,8 @@ use iced_x86::{
     OpCodeOperandKind as K, OpKind, Register, UsedMemory,
 };
 
+/// RFLAGS.AC.
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 /// Attempts to meet a form's constraints before giving up.
 const ATTEMPTS: u32 = 60;
 
@@ -37,6 +39,9 @@ fn attempt(form: Form, slot: u32, random: &mut Random) -> Option<Case> {
     registers.flags = 0x202 | random.bits() & 0x8D5;
     if random.one_in(2) {
         registers.flags |= 0x400;
+    }
+    if random.one_in(16) && has_alignment_rule(&insn) {
+        registers.flags |= ALIGNMENT_CHECK;
     }
     constrain(&insn, &mut registers, random);
     place_memory(&insn, &mut registers, &plan, form, random)?;
@@ -68,16 +73,42 @@ fn is_unfit(insn: &Instruction, r: &Registers, plan: &Plan) -> bool {
         // Counts above the operand's width.
         M::Shld | M::Shrd if narrow => (insn.immediate8() | r.gpr[1] as u8) & 0x10 != 0,
         // Selectors are written with 16 bits or zero-extended.
-        M::Push if insn.op0_register().is_segment_register() => !plan.quiet,
+        M::Push | M::Pop if insn.op0_register().is_segment_register() => !plan.quiet,
         // What is done or looked at before a fault.
         M::Popa | M::Popad | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => !plan.quiet,
         // Some read 32 bits of memory, or more of the save area than they need.
         M::Movsxd if narrow => !plan.quiet,
+        // The limit of 16 bits on the new IP, and what a far transfer looks at first.
         M::Xrstor | M::Xrstor64 => !plan.quiet || r.gpr[0] > 7 || r.gpr[2] != 0,
         M::Call | M::Jmp => insn.op0_register().full_register() == Register::RSP,
         _ if is_xsave(insn) => r.gpr[0] > 7 || r.gpr[2] != 0,
         _ => false,
     }
+}
+
+/// Whether alignment checks are to be compared: not for frames, far pointers and save areas, where words of
+/// several sizes or #GP come in, and not for what is copied in bulk.
+fn has_alignment_rule(insn: &Instruction) -> bool {
+    let segment = insn.op0_register().is_segment_register();
+    let far = insn.is_jmp_far_indirect() || insn.is_call_far_indirect() || insn.is_call_far();
+    !(insn.op_code().is_save_restore()
+        || insn.is_string_instruction()
+        || far
+        || segment
+        || matches!(
+            insn.mnemonic(),
+            M::Enter
+                | M::Retf
+                | M::Iret
+                | M::Iretd
+                | M::Iretq
+                | M::Lds
+                | M::Les
+                | M::Lfs
+                | M::Lgs
+                | M::Lss
+                | M::Movsxd
+        ))
 }
 
 /// The XSAVE family: EDX:EAX are a mask of components.
@@ -321,7 +352,7 @@ fn fixed_operand(
             OpKind::Immediate8to64
         }
         K::imm16 => {
-            let small = matches!(insn.mnemonic(), M::Enter | M::Ret);
+            let small = matches!(insn.mnemonic(), M::Enter | M::Ret | M::Retf);
             insn.set_immediate16(if small { imm as u16 & 0xFF } else { imm as u16 });
             OpKind::Immediate16
         }
@@ -336,6 +367,20 @@ fn fixed_operand(
         K::imm64 => {
             insn.set_immediate64(imm);
             OpKind::Immediate64
+        }
+        K::br16_1 | K::br16_2 => {
+            insn.set_near_branch16((rip - INSTRUCTION + TAKEN) as u16);
+            OpKind::NearBranch16
+        }
+        K::farbr2_2 => {
+            insn.set_far_branch16((rip - INSTRUCTION + TAKEN) as u16);
+            insn.set_far_branch_selector(code_selector(form, random));
+            OpKind::FarBranch16
+        }
+        K::farbr4_2 => {
+            insn.set_far_branch32((rip - INSTRUCTION + TAKEN) as u32);
+            insn.set_far_branch_selector(code_selector(form, random));
+            OpKind::FarBranch32
         }
         K::br32_1 | K::br32_4 => {
             insn.set_near_branch32((rip - INSTRUCTION + TAKEN) as u32);
@@ -361,6 +406,23 @@ fn fixed_operand(
     }
     insn.set_op_kind(i, kind);
     Some(())
+}
+
+/// A selector, mostly one that exists.
+fn selector(random: &mut Random) -> u16 {
+    const KNOWN: [u16; 20] = [
+        0, 1, 2, 3, 0x23, 0x2B, 0x33, 0x20, 0x28, 0x29, 0x2A, 0x30, 0x08, 0x10, 0x18, 0x1B, 0x80, 0xFFFB,
+        0x24, 0x2B,
+    ];
+    random.pick(&KNOWN)
+}
+
+/// A selector for CS: the present one, or one that is refused. Code of the other width would not find out.
+fn code_selector(form: Form, random: &mut Random) -> u16 {
+    let (own, other) = if form.is_32 { (CS32, CS64) } else { (CS64, CS32) };
+    let any = selector(random);
+    let leads_away = any & !3 == other & !3;
+    if random.one_in(2) || leads_away { own } else { any }
 }
 
 fn is_string(kind: OpKind) -> bool {
@@ -592,9 +654,33 @@ fn set_gpr(
     };
 }
 
+/// Whether the instruction's source is a selector.
+fn takes_selector(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        M::Mov | M::Pop => insn.op0_register().is_segment_register(),
+        M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => true,
+        _ => false,
+    }
+}
+
+/// The register that holds such a selector.
+fn selector_register(insn: &Instruction) -> Option<usize> {
+    if !takes_selector(insn) || insn.op_count() == 0 {
+        return None;
+    }
+    let operand = if insn.mnemonic() == M::Arpl { 0 } else { insn.op_count() - 1 };
+    let register = insn.op_register(operand).full_register();
+    (insn.op_kind(operand) == OpKind::Register && register.is_gpr())
+        .then(|| register as usize - Register::RAX as usize)
+}
+
 /// Memory that an instruction wants in a certain shape: return addresses, flags, save areas.
 fn shape_memory(insn: &Instruction, case: &mut Case, random: &mut Random) {
     let taken = case.registers.rip - INSTRUCTION + TAKEN;
+    let form = Form { code: insn.code(), is_32: case.code.is_32 };
+    if let Some(n) = selector_register(insn) {
+        case.registers.gpr[n] = case.registers.gpr[n] & !0xFFFF | u64::from(selector(random));
+    }
     if matches!(insn.mnemonic(), M::Jmp | M::Call) && insn.op0_kind() == OpKind::Register {
         let n = (insn.op0_register().full_register() as usize).wrapping_sub(Register::RAX as usize);
         if let Some(gpr) = case.registers.gpr.get_mut(n) {
@@ -611,6 +697,31 @@ fn shape_memory(insn: &Instruction, case: &mut Case, random: &mut Random) {
         }
     };
     match insn.mnemonic() {
+        // Offset and selector.
+        M::Jmp | M::Call if insn.is_jmp_far_indirect() || insn.is_call_far_indirect() => {
+            let offset = insn.memory_size().size() - 2;
+            put(0, &taken.to_le_bytes()[..offset]);
+            put(offset, &code_selector(form, random).to_le_bytes());
+        }
+        M::Retf => {
+            let size = insn.op_code().operand_size() as usize / 8;
+            put(0, &taken.to_le_bytes()[..size]);
+            put(size, &u64::from(code_selector(form, random)).to_le_bytes()[..size]);
+        }
+        M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => {
+            put(insn.memory_size().size() - 2, &selector(random).to_le_bytes());
+        }
+        M::Iret | M::Iretd | M::Iretq => {
+            let size = insn.op_code().operand_size() as usize / 8;
+            let mut at = 0;
+            let data = if random.one_in(4) { selector(random) } else { DS };
+            let flags = random.bits() & !0x4100 & !0x2_0000;
+            for word in [taken, code_selector(form, random).into(), flags, random.bits(), data.into()] {
+                put(at, &word.to_le_bytes()[..size]);
+                at += size;
+            }
+        }
+        _ if takes_selector(insn) => put(0, &selector(random).to_le_bytes()),
         M::Ret | M::Jmp | M::Call => {
             put(0, &taken.to_le_bytes()[..if case.code.is_32 { 4 } else { 8 }]);
         }

@@ -35,6 +35,9 @@ fn host_has(feature: Feature) -> bool {
     [r.eax, r.ebx, r.ecx, r.edx][register as usize] >> bit & 1 != 0
 }
 
+/// Where the model's GDT is.
+const GDT_AT: u64 = 0xFFFF_8000_0000_0000;
+
 /// The model: a CPU and the case's window of the arena.
 struct Model {
     cpu: Cpu,
@@ -90,10 +93,12 @@ fn cpu_of(case: &Case) -> Cpu {
             | control::CR4_OSFXSR
             | control::CR4_OSXMMEXCPT
             | control::CR4_OSXSAVE
+            | control::CR4_FSGSBASE
             | control::CR4_PGE,
         efer: control::EFER_LME | control::EFER_LMA | control::EFER_SCE | control::EFER_NXE,
         xcr0: control::XCR0_X87 | control::XCR0_SSE | control::XCR0_AVX,
         cpl: 3,
+        gdtr: x86_defs::DescriptorTable { base: GDT_AT, limit: GDT_LIMIT },
         ..Cpu::default()
     };
     let long = !case.code.is_32;
@@ -110,10 +115,11 @@ fn cpu_of(case: &Case) -> Cpu {
             selector,
             attributes: SegmentAttributes(attributes),
             limit: u32::MAX,
-            base: if i == 5 { GS_BASE } else { 0 },
+            base: [0, 0, 0, 0, FS_BASE, GS_BASE][i],
             unusable: i > 3,
         };
     }
+    cpu.ldtr.unusable = true;
     cpu.gpr[..16].copy_from_slice(&r.gpr);
     cpu.gpr[RIP] = r.rip;
     cpu.set_rflags_all(r.flags);
@@ -138,6 +144,10 @@ fn outcome_of(model: &Model, raised: Option<Raised>) -> Outcome {
     r.gpr.copy_from_slice(&cpu.gpr[..16]);
     r.rip = cpu.gpr[RIP];
     r.flags = cpu.rflags_all();
+    for (i, seg) in cpu.seg.iter().enumerate() {
+        r.selectors[i] = if i == 1 { 0 } else { seg.selector };
+    }
+    r.bases = [cpu.seg[4].base, cpu.seg[5].base];
     r.set_mxcsr(cpu.x.mxcsr);
     for (i, ymm) in cpu.x.ymm.iter().enumerate() {
         r.set_ymm(i, *ymm);
@@ -179,6 +189,15 @@ impl Model {
         Ok(place as usize)
     }
 
+    /// #AC.
+    fn check_alignment<T: Word>(&mut self, linear: u64) -> Result<(), Fault> {
+        let misaligned = linear & u64::from(T::BYTES - 1) != 0;
+        if misaligned && self.cpu.mode.has(x86_emulate::ModeKey::ALIGN) {
+            return Err(self.raise(x86_defs::Exception::AlignmentCheck, 0));
+        }
+        Ok(())
+    }
+
     fn word(&self, at: usize, len: usize) -> u64 {
         self.window[at..at + len].iter().rev().fold(0, |acc, &b| acc << 8 | u64::from(b))
     }
@@ -192,13 +211,16 @@ impl Core for Model {
         &mut self.cpu
     }
     fn load<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
+        self.check_alignment::<T>(linear)?;
         let at = self.check(linear, T::BYTES.into(), false)?;
         Ok(T::from_u64(self.word(at, T::BYTES as usize)))
     }
     fn store<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
+        self.check_alignment::<T>(linear)?;
         self.store_bytes(linear, &value.zext().to_le_bytes()[..T::BYTES as usize])
     }
     fn modify<T: Word>(&mut self, linear: u64, f: impl FnOnce(T) -> T) -> Result<T, Fault> {
+        self.check_alignment::<T>(linear)?;
         let at = self.check(linear, T::BYTES.into(), true)?;
         let old = T::from_u64(self.word(at, T::BYTES as usize));
         self.store(linear, f(old))?;
@@ -227,8 +249,15 @@ impl Core for Model {
     fn probe(&mut self, linear: u64, len: u64, write: bool) -> Result<(), Fault> {
         self.check(linear, len, write).map(|_| ())
     }
-    fn load_system<T: Word>(&mut self, _: u64) -> Result<T, Fault> {
-        Err(self.gp(0))
+    fn load_system<T: Word>(&mut self, linear: u64) -> Result<T, Fault> {
+        let at = linear.wrapping_sub(GDT_AT);
+        match GDT.get((at / 8) as usize) {
+            Some(descriptor) if at % 8 + u64::from(T::BYTES) <= 8 => {
+                Ok(T::from_u64(descriptor >> (8 * (at % 8))))
+            }
+            // No TSS and no IDT: nothing that is run looks there.
+            _ => Err(self.gp(0)),
+        }
     }
     fn store_system<T: Word>(&mut self, _: u64, _: T) -> Result<(), Fault> {
         Err(self.gp(0))
@@ -247,6 +276,7 @@ impl Core for Model {
         Ok(run)
     }
     fn fill<T: Word>(&mut self, to: u64, value: T, len: u64) -> Result<u64, Fault> {
+        self.check_alignment::<T>(to)?;
         let bytes = u64::from(T::BYTES);
         let room = PAGE - to % PAGE;
         let run = if room < bytes { bytes } else { room.min(len) / bytes * bytes };

@@ -36,7 +36,9 @@ pub const QUIET_BOUNDARY: u64 = ARENA + 2 * PAGE;
 /// A case sees this much memory, half of it on each side of a page boundary.
 pub const WINDOW: usize = 2048;
 
-/// Base of GS in 64-bit code.
+/// Base of FS.
+pub const FS_BASE: u64 = 0x0080_0000;
+/// Base of GS.
 pub const GS_BASE: u64 = 0x0100_0000;
 
 /// Code: a slot for each case of a batch.
@@ -60,3 +62,16 @@ pub const CS64: u16 = 0x33;
 pub const CS32: u16 = 0x23;
 /// Data and stack.
 pub const DS: u16 = 0x2B;
+
+/// The descriptors that both sides know: Linux's flat segments for kernel and user, from selector 0.
+pub const GDT: [u64; 7] = [
+    0,
+    0x00CF_9B00_0000_FFFF,
+    0x00AF_9B00_0000_FFFF,
+    0x00CF_9300_0000_FFFF,
+    0x00CF_FB00_0000_FFFF,
+    0x00CF_F300_0000_FFFF,
+    0x00AF_FB00_0000_FFFF,
+];
+/// Limit of Linux's GDT.
+pub const GDT_LIMIT: u16 = 127;

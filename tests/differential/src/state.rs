@@ -14,12 +14,17 @@ pub struct Registers {
     pub flags: u64,
     /// RIP.
     pub rip: u64,
+    /// ES, CS, SS, DS, FS, GS; CS and the rest of the array stay zero.
+    pub selectors: [u16; 8],
+    /// Bases of FS and GS.
+    pub bases: [u64; 2],
 }
 
 impl Registers {
     /// All zero, control words at their reset values.
     pub fn new() -> Self {
-        let mut r = Self { xsave: [0; 832], gpr: [0; 16], flags: 0x202, rip: 0 };
+        let mut r =
+            Self { xsave: [0; 832], gpr: [0; 16], flags: 0x202, rip: 0, selectors: [0; 8], bases: [0; 2] };
         r.set_u16(0, 0x37F);
         r.xsave[24..28].copy_from_slice(&0x1F80u32.to_le_bytes());
         r.xsave[512] = 7;

@@ -353,6 +353,7 @@ fn lower_vcvtps2ph<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Op<C> {
 fn store_half<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>) -> Step {
     let store = |c: &mut C| -> Result<(), Fault> {
         let linear = op.linear_write(c, u64::from(op.width))?;
+        memory::check_alignment(c, linear, u64::from(op.width))?;
         c.probe(linear, u64::from(op.width), true)?;
         let x = &mut c.cpu_mut().x;
         let controls = unmasked_controls(x.mxcsr);

@@ -38,8 +38,8 @@ fn chosen(mask: &V, i: usize, bytes: usize) -> bool {
 fn masked_load<C: Core>(c: &mut C, linear: u64, mask: &V, bytes: usize, count: usize) -> Result<V, Fault> {
     let mut out = [0; 4];
     for i in (0..count).filter(|i| chosen(mask, *i, bytes)) {
-        let value = memory::load(c, linear.wrapping_add((i * bytes) as u64), bytes as u8)?;
-        set_lane(&mut out, i, bytes, value[0]);
+        let value = memory::load_lane(c, linear.wrapping_add((i * bytes) as u64), bytes as u8)?;
+        set_lane(&mut out, i, bytes, value);
     }
     Ok(out)
 }
@@ -57,7 +57,7 @@ fn masked_store<C: Core>(
     }
     for i in (0..count).filter(|i| chosen(mask, *i, bytes)) {
         let at = linear.wrapping_add((i * bytes) as u64);
-        memory::store(c, at, &[lane(value, i, bytes), 0, 0, 0], bytes as u8)?;
+        memory::store_lane(c, at, lane(value, i, bytes), bytes as u8)?;
     }
     Ok(())
 }
@@ -86,16 +86,17 @@ fn mask_bytes<C: Core, const MMX: bool>(c: &mut C, op: &Op<C>) -> Step {
     let store = |c: &mut C| -> Result<(), Fault> {
         if !MMX {
             let linear = op.linear_write(c, 16)?;
+            memory::check_alignment(c, linear, 16)?;
             let ymm = &c.cpu().x.ymm;
             let (value, mask) = (ymm[usize::from(op.dst & 15)], ymm[usize::from(op.src & 15)]);
             return masked_store(c, linear, &value, &mask, 1, 16);
         }
         raise_pending(c)?;
+        mmx::enter(c); // processors do so even if the store then faults
         let linear = op.linear_write(c, 8)?;
+        memory::check_alignment(c, linear, 8)?;
         let (value, mask) = (mmx::get(c, op.dst), mmx::get(c, op.src));
-        masked_store(c, linear, &[value, 0, 0, 0], &[mask, 0, 0, 0], 1, 8)?;
-        mmx::enter(c);
-        Ok(())
+        masked_store(c, linear, &[value, 0, 0, 0], &[mask, 0, 0, 0], 1, 8)
     };
     super::step(store(c))
 }
@@ -213,5 +214,5 @@ fn gather_lane<C: Core>(c: &mut C, op: &Op<C>, index: u64, bytes: usize) -> Resu
     } else {
         c.cpu().seg_base[usize::from(op.seg & 7)].wrapping_add(offset)
     };
-    Ok(memory::load(c, linear, bytes as u8)?[0])
+    memory::load_lane(c, linear, bytes as u8)
 }

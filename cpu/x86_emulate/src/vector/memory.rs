@@ -4,6 +4,8 @@
 //! is written. Values that cross a page go by `load_bytes` and `store_bytes`, which check both pages first.
 
 use crate::core::{Core, Fault};
+use crate::mode::ModeKey;
+use x86_defs::Exception;
 use x86_host_ops::V;
 
 /// Whether `bytes` at `linear` stay within a page.
@@ -18,10 +20,43 @@ pub fn aligned<C: Core>(c: &mut C, linear: u64, bytes: u64) -> Result<u64, Fault
     if linear & (bytes - 1) != 0 { Err(c.gp(0)) } else { Ok(linear) }
 }
 
+/// #AC(0) where alignment checks are on and `linear` is no multiple of `alignment` (a power of two). Words
+/// are checked by the core, what is wider here.
+#[inline(always)]
+pub fn check_alignment<C: Core>(c: &mut C, linear: u64, alignment: u64) -> Result<(), Fault> {
+    if linear & (alignment - 1) != 0 && c.cpu().mode.has(ModeKey::ALIGN) {
+        return Err(c.raise(Exception::AlignmentCheck, 0));
+    }
+    Ok(())
+}
+
+/// The alignment that is checked for an operand of `bytes` that is no word.
+#[inline(always)]
+fn alignment_of(bytes: u8) -> u64 {
+    match bytes {
+        16 | 32 => 16,
+        10 => 8,
+        _ => 1,
+    }
+}
+
+/// Reads `bytes` (up to 8) without alignment check: a lane of a masked or gathered operand.
+pub fn load_lane<C: Core>(c: &mut C, linear: u64, bytes: u8) -> Result<u64, Fault> {
+    let mut buf = [0; 8];
+    c.load_bytes(linear, &mut buf[..usize::from(bytes.min(8))])?;
+    Ok(u64::from_le_bytes(buf))
+}
+
+/// Writes the low `bytes` (up to 8) without alignment check.
+pub fn store_lane<C: Core>(c: &mut C, linear: u64, value: u64, bytes: u8) -> Result<(), Fault> {
+    c.store_bytes(linear, &value.to_le_bytes()[..usize::from(bytes.min(8))])
+}
+
 /// Reads `bytes` (up to 32), the rest of the value zero.
 #[inline(always)]
 pub fn load<C: Core>(c: &mut C, linear: u64, bytes: u8) -> Result<V, Fault> {
     let mut v = [0; 4];
+    check_alignment(c, linear, alignment_of(bytes))?;
     match bytes {
         4 => v[0] = u64::from(c.load::<u32>(linear)?),
         8 => v[0] = c.load(linear)?,
@@ -51,6 +86,7 @@ fn load_across<C: Core>(c: &mut C, linear: u64, bytes: u8) -> Result<V, Fault> {
 /// Writes the low `bytes` (up to 32) of `v`.
 #[inline(always)]
 pub fn store<C: Core>(c: &mut C, linear: u64, v: &V, bytes: u8) -> Result<(), Fault> {
+    check_alignment(c, linear, alignment_of(bytes))?;
     match bytes {
         4 => c.store(linear, v[0] as u32),
         8 => c.store(linear, v[0]),

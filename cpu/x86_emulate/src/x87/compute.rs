@@ -65,6 +65,7 @@ fn try_run<C: Core, const KIND: u8>(c: &mut C, op: &Op<C>) -> Result<(), Fault> 
         operand = load_operand(c, op)?;
     } else if KIND == STORES {
         linear = op.linear_write(c, u64::from(op.width))?;
+        memory::check_alignment(c, linear, u64::from(op.width).min(8) & !1)?; // 8 for 10 bytes
         c.probe(linear, u64::from(op.width), true)?;
     }
 

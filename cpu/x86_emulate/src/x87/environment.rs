@@ -6,6 +6,7 @@ use crate::cpu::{F80, X87};
 use crate::lower::LowerContext;
 use crate::mode::ModeKey;
 use crate::op::{Handler, Op, Step};
+use crate::vector::memory;
 use x86_decode::{Code, Instruction};
 
 /// Largest image: 28 bytes and eight registers.
@@ -35,6 +36,7 @@ fn store<C: Core, const ALL: bool>(c: &mut C, op: &Op<C>) -> Step {
         let environment = usize::from(op.width);
         let bytes = environment + if ALL { 80 } else { 0 };
         let linear = op.linear_write(c, bytes as u64)?;
+        memory::check_alignment(c, linear, environment as u64 / 7)?;
         let x87 = &c.cpu().x.x87;
         let mut image = [0; MAX_BYTES];
         put_environment(&mut image, x87, environment, op.aux != 0);
@@ -61,6 +63,7 @@ fn load<C: Core, const ALL: bool>(c: &mut C, op: &Op<C>) -> Step {
         let environment = usize::from(op.width);
         let bytes = environment + if ALL { 80 } else { 0 };
         let linear = op.linear_read(c, bytes as u64)?;
+        memory::check_alignment(c, linear, environment as u64 / 7)?;
         let mut image = [0; MAX_BYTES];
         c.load_bytes(linear, &mut image[..bytes])?;
         let x87 = &mut c.cpu_mut().x.x87;

@@ -1,5 +1,6 @@
 //! Entering and leaving a case: all registers are the case's from the jump to the exit.
 
+use crate::layout::{DS, FS_BASE, GS_BASE};
 use crate::state::Registers;
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -10,6 +11,7 @@ pub struct Context {
     /// Registers at the exit.
     pub out: Registers,
     host_rsp: u64,
+    host_fs: u64,
     /// Where the case starts: offset and, for 32-bit code, selector.
     pub entry: u64,
     /// How the case ended.
@@ -34,7 +36,8 @@ pub const FAULTED: u64 = 3;
 
 /// The child's context; only its one thread touches it.
 pub static mut CONTEXT: Context = Context {
-    out: Registers { xsave: [0; 832], gpr: [0; 16], flags: 0, rip: 0 },
+    out: Registers { xsave: [0; 832], gpr: [0; 16], flags: 0, rip: 0, selectors: [0; 8], bases: [0; 2] },
+    host_fs: 0,
     host_rsp: 0,
     entry: 0,
     exit: 0,
@@ -64,6 +67,10 @@ macro_rules! enter {
             naked_asm!(
                 "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
                 "mov [rip + {c} + {host_rsp}], rsp",
+                "rdfsbase rax",
+                "mov [rip + {c} + {host_fs}], rax",
+                "mov eax, {fs}",
+                "wrfsbase rax",
                 "mov eax, 7",
                 "xor edx, edx",
                 "xrstor64 [rdi]",
@@ -88,6 +95,8 @@ macro_rules! enter {
                 $jump,
                 c = sym CONTEXT,
                 host_rsp = const offset_of!(Context, host_rsp),
+                host_fs = const offset_of!(Context, host_fs),
+                fs = const FS_BASE,
                 entry = const offset_of!(Context, entry),
                 gpr = const GPR,
                 flags = const FLAGS,
@@ -146,6 +155,26 @@ unsafe extern "sysv64" fn leave() {
         "pop qword ptr [rip + {c} + {flags}]",
         "push 2",
         "popfq",
+        "mov word ptr [rip + {c} + {selectors}], es",
+        "mov word ptr [rip + {c} + {selectors} + 4], ss",
+        "mov word ptr [rip + {c} + {selectors} + 6], ds",
+        "mov word ptr [rip + {c} + {selectors} + 8], fs",
+        "mov word ptr [rip + {c} + {selectors} + 10], gs",
+        "rdfsbase rax",
+        "mov [rip + {c} + {bases}], rax",
+        "rdgsbase rax",
+        "mov [rip + {c} + {bases} + 8], rax",
+        "mov eax, {data}",
+        "mov es, eax",
+        "mov ss, eax",
+        "mov ds, eax",
+        "xor eax, eax",
+        "mov fs, eax",
+        "mov gs, eax",
+        "mov rax, [rip + {c} + {host_fs}]",
+        "wrfsbase rax",
+        "mov eax, {gs}",
+        "wrgsbase rax",
         "lea rdi, [rip + {c}]",
         "mov eax, 7",
         "xor edx, edx",
@@ -160,6 +189,11 @@ unsafe extern "sysv64" fn leave() {
         mxcsr = const offset_of!(Context, mxcsr),
         gpr = const GPR,
         flags = const FLAGS,
+        host_fs = const offset_of!(Context, host_fs),
+        selectors = const offset_of!(Registers, selectors),
+        bases = const offset_of!(Registers, bases),
+        data = const DS,
+        gs = const GS_BASE,
     )
 }
 
