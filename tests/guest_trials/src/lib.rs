@@ -26,4 +26,4 @@ pub use http::FileServer;
 pub use runner::{Outcome, Report, RowReport, Selection, run};
 pub use shell::Shell;
 pub use stage::{Failure, Stage, Tier};
-pub use vm::{Boot, DiskUse, Exit, NetUse, Vm, VmConfig, Vmm};
+pub use vm::{Boot, DiskUse, Exit, NetUse, TERMINAL_CHANGED, Vm, VmConfig, Vmm};

@@ -108,7 +108,12 @@ pub struct VmConfig {
     pub name: Option<String>,
     /// Brings a saved VM back instead of booting (Bedplate only).
     pub restore: Option<PathBuf>,
+    /// The console is a terminal instead of pipes, as for a person (Bedplate only); see [`TERMINAL_CHANGED`].
+    pub terminal: bool,
 }
+
+/// Shown behind everything else if the terminal was not left as it was found.
+pub const TERMINAL_CHANGED: &str = "TRIAL: terminal settings changed";
 
 impl VmConfig {
     /// Boots a prepared guest; `words` are added to its kernel command line.
@@ -135,6 +140,7 @@ impl VmConfig {
             reboots: false,
             name: None,
             restore: None,
+            terminal: false,
         })
     }
 
@@ -154,6 +160,7 @@ impl VmConfig {
 
     fn command(&self, vmm: &Vmm) -> Command {
         match vmm {
+            Vmm::Bedplate { binary, more } if self.terminal => on_a_terminal(&self.bedplate(binary, more)),
             Vmm::Bedplate { binary, more } => self.bedplate(binary, more),
             Vmm::Qemu { binary } => self.qemu(binary),
         }
@@ -229,6 +236,19 @@ impl VmConfig {
     }
 }
 
+/// Runs it under util-linux' `script`, which gives it a pseudo-terminal, and compares the terminal's settings.
+fn on_a_terminal(inner: &Command) -> Command {
+    let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+    let words: Vec<_> = std::iter::once(inner.get_program()).chain(inner.get_args()).map(quoted).collect();
+    let line = format!(
+        "before=$(stty -g); {}; code=$?; [ \"$(stty -g)\" = \"$before\" ] || echo '{TERMINAL_CHANGED}'; exit $code",
+        words.join(" ")
+    );
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
+    command
+}
+
 /// How a VM process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -251,6 +271,7 @@ impl Exit {
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
+    escape_key: bool,
     command_line: String,
     messages: Arc<Mutex<Vec<u8>>>,
     console: Console,
@@ -275,7 +296,9 @@ impl Vm {
         let messages = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&messages);
         std::thread::spawn(move || keep_messages(errors, &kept));
-        Ok(Self { child, command_line, messages, console: Console::new(output, input), started })
+        // Bedplate takes the escape key from terminals only: a pipe may carry any byte.
+        let escape_key = config.terminal || !vmm.is_bedplate();
+        Ok(Self { child, escape_key, command_line, messages, console: Console::new(output, input), started })
     }
 
     /// The console.
@@ -306,12 +329,18 @@ impl Vm {
         }
     }
 
-    /// Ends the VM by the console's escape key (Ctrl-A x, the same in Bedplate and QEMU).
+    /// Ends the VM from outside: by the console's escape key (Ctrl-A x, the same in Bedplate and QEMU) or by SIGTERM.
     ///
     /// # Errors
     /// It does not end.
     pub fn stop(&mut self, patience: Duration) -> Result<Exit, Failure> {
-        self.console.send("\u{1}x")?;
+        if self.escape_key {
+            self.console.send("\u{1}x")?;
+        } else {
+            let line = format!("kill -TERM {}", self.child.id());
+            let status = Command::new("sh").args(["-c", &line]).status()?;
+            Failure::unless(status.success(), || format!("`{line}` ended with {status}"))?;
+        }
         self.wait(patience)
     }
 
@@ -379,6 +408,7 @@ mod tests {
             reboots: true,
             name: None,
             restore: None,
+            terminal: false,
         }
     }
 
@@ -402,6 +432,21 @@ mod tests {
         let config = VmConfig { restore: Some("/s.vm".into()), name: Some("n".into()), ..config() };
         let vmm = Vmm::Bedplate { binary: "bedplate".into(), more: Vec::new() };
         assert_eq!(words(&config.command(&vmm)), "run --name n --restore /s.vm");
+    }
+
+    #[test]
+    fn a_terminal_is_given_and_its_settings_are_compared() {
+        let run = |script: &str| {
+            let mut inner = Command::new("sh");
+            inner.args(["-c", script]);
+            on_a_terminal(&inner).stdin(Stdio::null()).output().unwrap()
+        };
+        let good = run("test -t 0 && echo it\\'s a terminal; exit 7");
+        let text = String::from_utf8_lossy(&good.stdout).into_owned();
+        assert!(text.contains("it's a terminal") && !text.contains(TERMINAL_CHANGED), "{text}");
+        assert_eq!(good.status.code(), Some(7));
+        let bad = run("stty raw");
+        assert!(String::from_utf8_lossy(&bad.stdout).contains(TERMINAL_CHANGED));
     }
 
     #[test]

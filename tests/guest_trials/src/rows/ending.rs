@@ -1,8 +1,8 @@
-//! How a guest's run ends or begins anew: five reboots, a kernel panic, a triple fault, the escape key.
+//! How a guest's run ends or begins anew: five reboots, a kernel panic, a triple fault, the escape key, SIGTERM.
 
 use super::{Row, cpus_name};
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, Vm, VmConfig};
+use crate::vm::{Boot, Exit, TERMINAL_CHANGED, Vm, VmConfig};
 
 const REBOOTS: u32 = 5;
 /// Promised by `bedplate run --help`.
@@ -20,6 +20,7 @@ pub(super) fn rows() -> Vec<Row> {
     rows.push(Row::new("ending/panic", Tier::Test, "cloud", panic_row));
     rows.push(Row::new("ending/triple-fault", Tier::Test, "cloud", triple_fault));
     rows.push(Row::new("ending/escape-key", Tier::Test, "cloud", escape_key));
+    rows.push(Row::new("ending/sigterm", Tier::Campaign, "cloud", stopped_by_signal).bedplate_only());
     rows
 }
 
@@ -69,11 +70,37 @@ fn triple_fault(stage: &Stage) -> Result<(), Failure> {
 
 fn escape_key(stage: &Stage) -> Result<(), Failure> {
     let guest = stage.guest("cloud")?;
+    let mut config = VmConfig::new(&guest, Boot::BzImage, 1, "")?;
+    config.terminal = stage.vmm().is_bedplate();
+    let mut vm = stage.start(&config)?;
+    let outcome = (|| {
+        vm.console().expect("BEDPLATE-SHELL", stage.patience(20))?;
+        if stage.vmm().is_bedplate() {
+            vm.console().send("\u{1}h")?;
+            vm.console().expect("Ctrl-A x", stage.patience(5))?;
+        }
+        let exit = vm.stop(stage.patience(5))?;
+        if !stage.vmm().is_bedplate() {
+            return Ok(());
+        }
+        // On a terminal, messages and console are one.
+        Failure::unless(exit == Exit::Code(STOPPED_FROM_OUTSIDE), || {
+            format!("the process ended with {exit:?} instead of code {STOPPED_FROM_OUTSIDE}")
+        })?;
+        let shown = String::from_utf8_lossy(&vm.console_transcript()).into_owned();
+        Failure::unless(!shown.contains(TERMINAL_CHANGED), || "the terminal was not restored".into())
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+fn stopped_by_signal(stage: &Stage) -> Result<(), Failure> {
+    let guest = stage.guest("cloud")?;
     let mut vm = stage.start(&VmConfig::new(&guest, Boot::BzImage, 1, "")?)?;
     let outcome = (|| {
         vm.console().expect("BEDPLATE-SHELL", stage.patience(20))?;
         let exit = vm.stop(stage.patience(5))?;
-        ended_with(stage, &vm, exit, STOPPED_FROM_OUTSIDE, "ended")
+        ended_with(stage, &vm, exit, STOPPED_FROM_OUTSIDE, "ended from outside")
     })();
     stage.keep(&vm);
     outcome
