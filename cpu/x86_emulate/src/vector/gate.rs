@@ -1,10 +1,9 @@
-//! Whether vector instructions may run at all: CR0.EM, CR0.TS, CR4.OSFXSR, XCR0 (SDM vol. 2, 2.4 and
-//! vol. 3, table 2-? of each exception class). Everything here is in the mode key, so it is decided when a
-//! block is built.
+//! Whether vector instructions may run at all: CR0.EM, CR0.TS, CR4.OSFXSR, XCR0 (SDM vol. 2, 2.4;
+//! vol. 3, 2.5). Everything here is in the mode key, so it is decided when a block is built.
 
 use crate::lower::LowerContext;
 use crate::mode::ModeKey;
-use x86_decode::{EncodingKind, Instruction, OpKind};
+use x86_decode::{EncodingKind, Instruction, Mnemonic, OpKind};
 use x86_defs::Exception;
 
 /// The exception that stands in the way of `insn`, an instruction on vector registers.
@@ -39,5 +38,5 @@ pub fn has_mmx(insn: &Instruction) -> bool {
 fn is_pure_mmx(insn: &Instruction) -> bool {
     let xmm =
         (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_xmm());
-    has_mmx(insn) && !xmm
+    insn.mnemonic() == Mnemonic::Emms || (has_mmx(insn) && !xmm)
 }

@@ -33,6 +33,8 @@ mod mmx;
 mod moves;
 mod state;
 mod strings;
+#[cfg(test)]
+mod tests;
 mod xsave;
 
 use crate::core::{Core, Fault};

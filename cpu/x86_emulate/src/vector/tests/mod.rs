@@ -1,0 +1,7 @@
+//! What user mode cannot show: gates by mode, save areas, exceptions of both units. Arithmetic is compared
+//! with the host processor in `tests/differential`.
+
+mod exceptions;
+mod flat;
+mod gates;
+mod save_areas;
