@@ -317,12 +317,20 @@ impl Machine {
 
     /// Runs one instruction; an exception comes back with RIP where the run loop would put it.
     pub fn try_step(&mut self, code: &[u8]) -> Result<Step, PendingException> {
+        let bitness = self.cpu.mode.bitness();
+        if let Decoded::Instruction(insn) = decode(code, bitness, 0, self.features) {
+            assert_eq!(insn.len(), code.len(), "one instruction at a time");
+        }
+        self.try_step_any(code)
+    }
+
+    /// As `try_step`; bytes behind the instruction are ignored.
+    pub fn try_step_any(&mut self, code: &[u8]) -> Result<Step, PendingException> {
         let mode = self.cpu.mode;
         let Decoded::Instruction(insn) = decode(code, mode.bitness(), 0, self.features) else {
             self.ud();
             return Err(core::mem::take(&mut self.cpu.exc));
         };
-        assert_eq!(insn.len(), code.len(), "one instruction at a time");
         let ctx = LowerContext { mode, features: self.features, at: 0, live_flags: flags::STATUS };
         let op = crate::lower::lower::<Machine>(&insn, &ctx);
         self.cpu.interrupt_shadow = false;
@@ -423,7 +431,7 @@ impl Registers {
 
 impl Machine {
     fn check(&mut self, linear: u64, len: u64, write: bool, user: bool) -> Result<usize, Fault> {
-        if !crate::system::is_canonical(linear) {
+        if !crate::system::is_canonical(linear) || linear.checked_add(len).is_none() {
             return Err(self.gp(0));
         }
         for page in (linear >> 12)..=(linear.wrapping_add(len - 1) >> 12) {
@@ -502,7 +510,7 @@ impl Core for Machine {
         self.put(linear, value, false)
     }
     fn load_physical(&mut self, gpa: u64) -> u64 {
-        self.peek::<u64>(gpa)
+        if gpa < RAM as u64 - 8 { self.peek::<u64>(gpa) } else { !0 }
     }
     fn copy(&mut self, _: u64, _: u64, _: u64) -> Result<u64, Fault> {
         Ok(0)

@@ -10,6 +10,7 @@ mod deliver_long;
 mod descriptor_tables;
 mod flag_instructions;
 mod gates;
+mod hostile;
 mod machine;
 mod misc_instructions;
 mod model_registers;
