@@ -171,8 +171,8 @@ impl HostServices for Host {
 
     fn open_net(&self, key: &HostKey) -> Result<(Box<dyn NetBackend>, u16), HostError> {
         let spec = index_of("net", key).and_then(|index| self.vm.nets.get(index));
-        network::open(spec.ok_or_else(|| HostError("the spec names no such network".into()))?)
-            .map_err(host_error)
+        let spec = spec.ok_or_else(|| HostError("the spec names no such network".into()))?;
+        network::open(spec, self.events.handle()).map_err(host_error)
     }
 
     fn entropy(&self) -> Result<Box<dyn EntropySource>, HostError> {

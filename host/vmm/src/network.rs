@@ -5,7 +5,9 @@
 use crate::services::lock;
 use crate::wire::{NetKind, NetSpec};
 use device::Waker;
+use host_io::event_loop::EventLoopHandle;
 use host_io::net::NetPort;
+use host_io::net::tap::{TapError, TapPort};
 use host_io::usernet::{UserNet, UserNetConfig, UserNetError};
 use std::sync::{Arc, Mutex};
 use virtio_devices::{Busy, NetBackend};
@@ -16,9 +18,9 @@ pub enum NetworkError {
     /// The user-mode network.
     #[error(transparent)]
     User(#[from] UserNetError),
-    /// Not there yet.
-    #[error("TAP interfaces are not supported yet; use kind user")]
-    NoTap,
+    /// The TAP interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
 }
 
 /// The description of a user-mode network as the library reads it.
@@ -35,7 +37,7 @@ pub fn user_config(spec: &NetSpec) -> Result<UserNetConfig, UserNetError> {
 }
 
 /// Opens the network that `spec` names; also the largest packet it carries.
-pub fn open(spec: &NetSpec) -> Result<(Box<dyn NetBackend>, u16), NetworkError> {
+pub fn open(spec: &NetSpec, events: &EventLoopHandle) -> Result<(Box<dyn NetBackend>, u16), NetworkError> {
     let waker: Arc<Mutex<Option<Waker>>> = Arc::default();
     let theirs = waker.clone();
     let wake = move || {
@@ -46,7 +48,10 @@ pub fn open(spec: &NetSpec) -> Result<(Box<dyn NetBackend>, u16), NetworkError> 
     };
     let port: Box<dyn NetPort> = match spec.kind {
         NetKind::User => Box::new(UserNet::start(user_config(spec)?, Box::new(wake))?),
-        NetKind::Tap => return Err(NetworkError::NoTap),
+        NetKind::Tap => {
+            let name = spec.ifname.as_deref().unwrap_or_default();
+            Box::new(TapPort::open(name, events, Box::new(wake))?)
+        }
     };
     let mtu = port.mtu();
     Ok((Box::new(Backend { port, waker, frame: Vec::new() }), mtu))

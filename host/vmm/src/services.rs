@@ -28,6 +28,11 @@ impl DeviceEvents {
         &self.clock
     }
 
+    /// The event loop.
+    pub fn handle(&self) -> &EventLoopHandle {
+        &self.events
+    }
+
     /// A waker that polls the device in `slot`.
     pub fn waker(&self, slot: &DeviceSlot) -> device::Waker {
         let slot = slot.clone();

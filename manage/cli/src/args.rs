@@ -47,6 +47,9 @@ pub enum Command {
         #[arg(long, global = true)]
         json: bool,
     },
+    /// Prepare known guests from distribution packages
+    #[command(after_help = "Example:\n  bedplate guest fetch cloud", subcommand)]
+    Guest(GuestCommand),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example:\n  bedplate completion bash > ~/.local/share/bash-completion/completions/bedplate"
@@ -62,6 +65,31 @@ Examples:
   bedplate ctl web status
   bedplate ctl web save web.saved            the VM ends; bedplate run --restore web.saved goes on with it
   bedplate ctl web save --continue web.saved the VM goes on, its disks in overlays";
+
+/// What `bedplate guest` can do.
+#[derive(Debug, Subcommand)]
+pub enum GuestCommand {
+    /// List known guests, and which are prepared
+    List,
+    /// Prepare a guest, and print how to run it
+    Fetch {
+        /// Its name; all if none is given
+        names: Vec<String>,
+        /// Prepare it again, even if it is there
+        #[arg(long)]
+        again: bool,
+    },
+    /// Compare a prepared guest's files with their checksums
+    Verify {
+        /// Its name
+        name: String,
+    },
+    /// Remove a prepared guest
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
 
 /// What `bedplate ctl` can do.
 #[derive(Debug, Subcommand)]

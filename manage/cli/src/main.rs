@@ -3,6 +3,7 @@
 
 mod args;
 mod ctl;
+mod guest;
 mod run;
 
 use args::{Cli, Command};
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Ps { json } => ctl::ps(*json),
         Command::Ctl { name, what, json } => ctl::ctl(name, what, *json),
+        Command::Guest(command) => guest::guest(command),
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "bedplate", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
