@@ -100,7 +100,7 @@ impl CpuModel {
         models::ALL.iter().map(|versions| versions[0].name)
     }
 
-    /// Features of the newest version of each model beyond the one listed before it, for people to read.
+    /// The features of the model `name`, for people to read.
     pub fn describe(name: &str) -> Option<String> {
         let model = Self::named(name).ok()?;
         Some(list(model.features))
