@@ -11,6 +11,7 @@ use apic::{ApicAction, LocalApic};
 use core::sync::atomic::Ordering::SeqCst;
 use guest_memory::{Gpa, GuestRam, Track};
 use hypervisor::VcpuIo;
+use x86_defs::Exception;
 use x86_defs::cpuid::Feature;
 use x86_emulate::core::PagingChange;
 use x86_emulate::{Core, Cpu, Fault, Word};
@@ -40,6 +41,9 @@ pub struct SoftCore {
     /// PAUSE was executed this often without a block that did anything else.
     pub(crate) pauses: u32,
 }
+
+/// TLB index of user accesses while alignment is checked: always empty.
+pub(crate) const ALIGNED_USER: u8 = 3;
 
 /// `RAM page` that no block has.
 pub(crate) const NO_PAGE: u64 = u64::MAX;
@@ -71,9 +75,22 @@ impl SoftCore {
         self.store_slow(index, linear, value)
     }
 
+    /// User accesses with alignment checks have a TLB index of their own that is never filled, so that all of
+    /// them come by here. Returns the index to go on with.
+    fn checked_index<T: Word>(&mut self, index: u8, linear: u64) -> Result<u8, Fault> {
+        if index != ALIGNED_USER {
+            return Ok(index);
+        }
+        if linear & u64::from(T::BYTES - 1) != 0 {
+            return Err(self.raise(Exception::AlignmentCheck, 0));
+        }
+        Ok(0)
+    }
+
     #[cold]
     #[inline(never)]
     fn load_slow<T: Word>(&mut self, index: u8, linear: u64) -> Result<T, Fault> {
+        let index = self.checked_index::<T>(index, linear)?;
         let mut raw = [0; 8];
         let bytes = T::BYTES as usize;
         self.read_pieces(index, linear, &mut raw[..bytes])?;
@@ -83,6 +100,7 @@ impl SoftCore {
     #[cold]
     #[inline(never)]
     fn store_slow<T: Word>(&mut self, index: u8, linear: u64, value: T) -> Result<(), Fault> {
+        let index = self.checked_index::<T>(index, linear)?;
         if linear & 0xFFF <= 4096 - u64::from(T::BYTES) {
             match self.translate_write(index, linear)? {
                 Target::Ram(at) => {
@@ -283,6 +301,7 @@ impl Core for SoftCore {
             self.ram.store(at, f(old));
             return Ok(old);
         }
+        self.checked_index::<T>(self.cpu.mmu_index, linear)?;
         // The write side first: a page that cannot be written faults as a write.
         self.probe(linear, u64::from(T::BYTES), true)?;
         let old = self.load::<T>(linear)?;
@@ -292,6 +311,7 @@ impl Core for SoftCore {
 
     fn modify_locked<T: Word>(&mut self, linear: u64, mut f: impl FnMut(T) -> T) -> Result<T, Fault> {
         let bytes = u64::from(T::BYTES);
+        self.checked_index::<T>(self.cpu.mmu_index, linear)?;
         if linear & 0xFFF > 4096 - bytes {
             // Across two pages there is no host instruction: all such accesses exclude each other.
             self.probe(linear, bytes, true)?;
@@ -398,6 +418,9 @@ impl Core for SoftCore {
     }
 
     fn copy(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Fault> {
+        if self.cpu.mmu_index == ALIGNED_USER {
+            return Ok(0);
+        }
         let Some(source) = self.block_target(from, Access::Read)? else { return Ok(0) };
         let Some(target) = self.block_target(to, Access::Write)? else { return Ok(0) };
         // A copy onto itself a few bytes further repeats in units of its elements: one by one.
@@ -409,6 +432,9 @@ impl Core for SoftCore {
         Ok(len)
     }
     fn fill<T: Word>(&mut self, to: u64, value: T, len: u64) -> Result<u64, Fault> {
+        if self.cpu.mmu_index == ALIGNED_USER {
+            return Ok(0);
+        }
         let Some(target) = self.block_target(to, Access::Write)? else { return Ok(0) };
         let bytes = value.zext().to_le_bytes();
         if bytes[..T::BYTES as usize].iter().all(|b| *b == bytes[0]) {

@@ -3,7 +3,7 @@
 //! Called when the TLB misses. Accessed and dirty bits are set by atomic exchanges after the permission
 //! check, the dirty bit before the write that needs it.
 
-use crate::core::SoftCore;
+use crate::core::{ALIGNED_USER, SoftCore};
 use crate::tlb::Mapping;
 use guest_memory::Track;
 use x86_defs::control::*;
@@ -68,6 +68,7 @@ impl SoftCore {
     #[cold]
     #[inline(never)]
     pub(crate) fn translate(&mut self, index: u8, linear: u64, access: Access) -> Result<Target, Fault> {
+        let index = if index == ALIGNED_USER { 0 } else { index };
         if self.cpu.mode.is_long() && ((linear << 16) as i64 >> 16) as u64 != linear {
             let fault = self.raise(Exception::GeneralProtection, 0);
             if access != Access::Fetch {

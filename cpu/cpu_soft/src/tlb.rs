@@ -57,7 +57,7 @@ struct Side {
 
 /// See the module's header.
 pub struct Tlb {
-    /// One of four is never used: an index masked by 3 needs no bounds check.
+    /// The fourth stays empty (`core::ALIGNED_USER`); with it an index masked by 3 needs no bounds check.
     entries: [[TlbEntry; ENTRIES]; 4],
     sides: [Side; 3],
     /// Identity of the (linear page, host page) mapping that each slot can execute: [supervisor, user].

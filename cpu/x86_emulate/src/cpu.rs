@@ -160,7 +160,8 @@ pub struct Cpu {
     pub mode: ModeKey,
     /// Current privilege level.
     pub cpl: u8,
-    /// Which TLB data accesses use: 0 user, 1 supervisor without AC, 2 supervisor with AC (or no SMAP).
+    /// Which TLB data accesses use: 0 user, 1 supervisor without AC, 2 supervisor with AC (or no SMAP),
+    /// 3 user with alignment checks (engines keep no translations for it).
     pub mmu_index: u8,
     /// Interrupts are held off for one instruction (after STI or a load of SS).
     pub interrupt_shadow: bool,
@@ -268,7 +269,7 @@ impl Cpu {
     pub fn update_mode(&mut self) {
         self.mode = ModeKey::of(self);
         self.mmu_index = if self.cpl == 3 {
-            0
+            if self.mode.has(ModeKey::ALIGN) { 3 } else { 0 }
         } else if self.cr4 & control::CR4_SMAP == 0 || self.rflags & flags::AC != 0 {
             2
         } else {
