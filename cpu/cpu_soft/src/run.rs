@@ -7,6 +7,7 @@ use crate::block::{self, BlockCache, BlockId, Built};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::mmu::{Access, Target};
 use crate::shared::{CodeNotice, attention};
+use crate::tlb::Tlb;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -196,10 +197,7 @@ impl SoftVcpu {
     fn take_notices(&mut self) {
         let core = &mut *self.core;
         let (tlb, cache) = (&mut core.tlb, &mut self.cache);
-        core.me.take_notices(|notice| match notice {
-            CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
-            CodeNotice::Invalidate(page) => cache.drop_page(page),
-        });
+        core.me.take_notices(|notice| apply_notice(notice, tlb, cache));
         for page in core.stale_code.drain(..) {
             cache.drop_page(page);
         }
@@ -308,14 +306,14 @@ impl SoftVcpu {
     fn build_block(&mut self, at: u64, mode: ModeKey) -> Option<BlockId> {
         let core = &mut *self.core;
         let (tlb, cache, me) = (&mut core.tlb, &mut self.cache, &core.me);
-        let new = core.shared.protect_code(at >> 12, core.id as usize, || {
-            me.take_notices(|notice| match notice {
-                CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
-                CodeNotice::Invalidate(page) => cache.drop_page(page),
-            });
+        let protected = core.shared.protect_code(at >> 12, core.id as usize, |own| {
+            if own {
+                tlb.revoke_write(at & !0xFFF);
+            }
+            me.take_notices(|notice| apply_notice(notice, tlb, cache));
         });
-        if new {
-            core.tlb.revoke_write(at & !0xFFF);
+        if !protected {
+            return None;
         }
         let mut bytes = [0; block::MAX_OPS * x86_decode::MAX_LENGTH];
         let len = ((4096 - (at & 0xFFF)) as usize).min(bytes.len());
@@ -413,6 +411,17 @@ impl SoftVcpu {
         }
         // Longer than an instruction may be, or beyond CS's limit.
         Err(core.gp(0))
+    }
+}
+
+fn apply_notice(notice: CodeNotice, tlb: &mut Tlb, cache: &mut BlockCache) {
+    match notice {
+        CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
+        CodeNotice::Invalidate(page) => cache.drop_page(page),
+        CodeNotice::Everything => {
+            tlb.flush_all();
+            cache.clear();
+        }
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Self- and cross-modifying code. A page with cached code is tracked ([`Track::Code`]) and no vCPU has a
 //! write tag for it. [`Shared::protect_code`] makes that so before the bytes are read: it posts a
-//! revocation to every running vCPU and waits until it is taken. A write to a tracked page ends the
-//! tracking and posts an invalidation to all; they take it before their next block and before any
-//! interrupt.
+//! revocation to every running vCPU and waits until it is taken. Who finds a page tracked waits, too, while
+//! somebody else is at it. A write to a tracked page ends the tracking and posts an invalidation to all;
+//! they take it before their next block and before any interrupt, but never between `protect_code` and the
+//! entry of the code into their cache: so it is not lost on code that was not there yet.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -35,7 +36,14 @@ pub enum CodeNotice {
     RevokeWrite(u64),
     /// It was written: drop cached code.
     Invalidate(u64),
+    /// More than was worth keeping: drop all cached code and all write tags.
+    Everything,
 }
+
+/// Notices kept for a vCPU that does not take them (it is halted).
+const MAX_NOTICES: usize = 256;
+/// Times a page is protected anew because it was written meanwhile.
+const MAX_ATTEMPTS: u32 = 4;
 
 /// One vCPU as others see it.
 pub struct VcpuShared {
@@ -94,6 +102,10 @@ impl VcpuShared {
     /// Posts a notice; the number that `taken` reaches when it was taken.
     fn post(&self, notice: CodeNotice) -> u64 {
         let mut notices = self.notices.lock();
+        if notices.len() >= MAX_NOTICES {
+            notices.clear();
+            notices.push(CodeNotice::Everything);
+        }
         notices.push(notice);
         let number = self.posted.fetch_add(1, SeqCst) + 1;
         drop(notices);
@@ -139,6 +151,8 @@ pub struct Shared {
     pub inboxes: Box<[Arc<ApicInbox>]>,
     /// Held for LOCK accesses that cross a page.
     pub split_lock: Mutex<()>,
+    /// Pages that are tracked, but for which some vCPU may still have a write tag.
+    under_way: Mutex<Vec<u64>>,
 }
 
 impl Shared {
@@ -154,6 +168,7 @@ impl Shared {
             vcpus,
             inboxes,
             split_lock: Mutex::new(()),
+            under_way: Mutex::new(Vec::new()),
         });
         shared.ram.set_listener(Box::new(CodeListener(Arc::downgrade(&shared))));
         shared
@@ -177,30 +192,62 @@ impl Shared {
         }
     }
 
-    /// Before code of `page` is read into a cache of vCPU `me`: nobody writes it unseen from now on.
-    /// `serve_own` takes the caller's own notices, so that two vCPUs cannot wait for each other. Returns
-    /// whether the page was not protected before: the caller drops its own write tags then.
-    pub fn protect_code(&self, page: u64, me: usize, mut serve_own: impl FnMut()) -> bool {
-        if !self.ram.track(page, Track::Code) {
-            return false;
+    /// Before code of `page` is read into the cache of vCPU `me`: nobody writes it unseen from now on.
+    /// `serve_own` takes the caller's own notices, so that two vCPUs cannot wait for each other; it is told
+    /// whether the caller's own write tags for the page must go. `false`: the page is written all the time,
+    /// its code must not be cached.
+    pub fn protect_code(&self, page: u64, me: usize, mut serve_own: impl FnMut(bool)) -> bool {
+        let mut attempts = 0;
+        let mut spins = 0u32;
+        loop {
+            let mut under_way = self.under_way.lock();
+            if self.ram.track(page, Track::Code) {
+                // Written since the last turn.
+                attempts += 1;
+                if attempts > MAX_ATTEMPTS {
+                    self.ram.untrack(page, Track::Code);
+                    return false;
+                }
+                under_way.push(page);
+                drop(under_way);
+                self.revoke_write(page, me, &mut serve_own);
+                let mut under_way = self.under_way.lock();
+                if let Some(n) = under_way.iter().position(|p| *p == page) {
+                    under_way.swap_remove(n);
+                }
+            } else if under_way.contains(&page) {
+                drop(under_way);
+                serve_own(false);
+                wait_a_little(&mut spins);
+            } else {
+                return true;
+            }
         }
+    }
+
+    /// Makes all vCPUs drop their write tags for `page`, and waits until they have.
+    fn revoke_write(&self, page: u64, me: usize, serve_own: &mut impl FnMut(bool)) {
+        serve_own(true);
         for (n, vcpu) in self.vcpus.iter().enumerate() {
             if n == me {
                 continue;
             }
             let number = vcpu.post(CodeNotice::RevokeWrite(page));
-            let mut spins = 0u32;
+            let mut spins = 0;
             while !vcpu.has_taken(number) {
-                serve_own();
-                spins += 1;
-                if spins.is_multiple_of(64) {
-                    sync::relax();
-                } else {
-                    core::hint::spin_loop();
-                }
+                serve_own(false);
+                wait_a_little(&mut spins);
             }
         }
-        true
+    }
+}
+
+fn wait_a_little(spins: &mut u32) {
+    *spins += 1;
+    if spins.is_multiple_of(64) {
+        sync::relax();
+    } else {
+        core::hint::spin_loop();
     }
 }
 
@@ -212,5 +259,33 @@ impl WriteListener for CodeListener {
         if let Some(shared) = self.0.upgrade().filter(|_| tracks & Track::Code as u8 != 0) {
             shared.code_written(page, None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_for_a_halted_vcpu_stay_few() {
+        let (_, clock) = guest_time::manual::ManualTime::clock();
+        let layout = hypervisor::PartitionLayout {
+            ram: GuestRam::for_test(0x10_0000),
+            vcpus: 2,
+            cpu_model: CpuModel::max(),
+            tsc_khz: 1_000_000,
+            clock,
+        };
+        let shared = Shared::new(&layout);
+        for n in 0..100_000 {
+            assert!(shared.protect_code(n % 256, 0, |_| {}));
+            shared.code_written(n % 256, Some(0));
+        }
+        let halted = &shared.vcpus[1];
+        assert!(halted.notices.lock().len() <= MAX_NOTICES + 1);
+        let mut all = 0;
+        halted.take_notices(|notice| all += u32::from(matches!(notice, CodeNotice::Everything)));
+        assert_eq!(all, 1);
+        assert!(halted.has_taken(200_000));
     }
 }

@@ -3,9 +3,11 @@
 //! One test binary, so that it links once. `harness` is the machine around the vCPU; the other modules each
 //! take one part of the architecture.
 
+mod alignment;
 mod faults;
 mod harness;
 mod interrupts;
 mod paging;
 mod self_modifying;
 mod smoke;
+mod smp;
