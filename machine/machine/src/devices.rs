@@ -48,11 +48,6 @@ impl Devices {
         self.all.len()
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
     /// Asks all to stop working; ready when all have. Called again until ready.
     pub fn quiesce(&self) -> Poll<()> {
         let mut ready = Poll::Ready(());

@@ -23,6 +23,8 @@ pub mod lifecycle;
 mod machine;
 pub mod requests;
 pub mod saved_vm;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use boot::BootError;
 pub use build::{BuildError, Parts};

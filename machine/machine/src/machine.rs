@@ -112,6 +112,16 @@ impl Machine {
         &self.spec
     }
 
+    /// Its RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The board as vCPUs see it.
+    pub fn io(&self) -> &Arc<dyn VcpuIo> {
+        &self.io
+    }
+
     /// Runs vCPU `id` until there is something to decide, and decides it.
     pub fn run_vcpu(&self, id: u32) -> Next {
         let Some(slot) = self.vcpus.get(id as usize) else { return Next::Wait(None) };

@@ -137,7 +137,7 @@ impl<'b> Site<'b> {
     }
 
     /// The slot asked for if it is free, or the first free one.
-    pub fn pci_slot(&mut self, wanted: Option<PciSlot>) -> Result<PciSlot, BuildError> {
+    pub fn pci_slot(&self, wanted: Option<PciSlot>) -> Result<PciSlot, BuildError> {
         let taken = |slot: &PciSlot| self.board.slots.contains(slot);
         let slot = match wanted {
             Some(slot) if slot.bus != 0 || taken(&slot) => return Err(BuildError::Slot { slot }),
@@ -149,7 +149,6 @@ impl<'b> Site<'b> {
                 free.next().ok_or(BuildError::NoSlot)?
             }
         };
-        self.board.slots.push(slot);
         Ok(slot)
     }
 
@@ -170,6 +169,7 @@ impl<'b> Site<'b> {
         let id =
             self.board.topology.attach(Parent::Root, devfn, function.clone()).map_err(BuildError::Attach)?;
         self.undo.push(Undo::Function(id));
+        self.board.slots.push(slot);
         Ok(function)
     }
 

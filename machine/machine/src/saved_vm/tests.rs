@@ -1,3 +1,5 @@
+//! Tests of the saved VM's file format.
+
 use super::*;
 use alloc::string::ToString;
 use guest_memory::{GuestRam, Region};
