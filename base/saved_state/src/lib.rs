@@ -126,7 +126,11 @@ pub fn from_blob<S: SavedState>(blob: &StateBlob) -> Result<S, RestoreError> {
         return Err(RestoreError::Kind { got: blob.kind.clone(), expected: S::KIND.into() });
     }
     if blob.version > S::VERSION {
-        return Err(RestoreError::Version { kind: blob.kind.clone(), got: blob.version, supported: S::VERSION });
+        return Err(RestoreError::Version {
+            kind: blob.kind.clone(),
+            got: blob.version,
+            supported: S::VERSION,
+        });
     }
     decode_all(&blob.data)
 }
@@ -192,7 +196,11 @@ impl FieldWriter {
         self.bytes(tag, &w.finish())
     }
     /// A list of states inside this one; an empty one is left out.
-    pub fn list<'s, S: SavedState + 's>(&mut self, tag: u16, states: impl IntoIterator<Item = &'s S>) -> &mut Self {
+    pub fn list<'s, S: SavedState + 's>(
+        &mut self,
+        tag: u16,
+        states: impl IntoIterator<Item = &'s S>,
+    ) -> &mut Self {
         let mut out = Vec::new();
         for state in states {
             let mut w = FieldWriter::default();
@@ -294,7 +302,9 @@ impl<'a> Fields<'a> {
     /// A text of at most `cap` bytes.
     pub fn text(&mut self, tag: u16, cap: usize) -> Result<String, RestoreError> {
         let bytes = self.bytes(tag, cap)?;
-        core::str::from_utf8(bytes).map(Into::into).map_err(|_| RestoreError::Value { tag, reason: "not UTF-8" })
+        core::str::from_utf8(bytes)
+            .map(Into::into)
+            .map_err(|_| RestoreError::Value { tag, reason: "not UTF-8" })
     }
     /// A state inside this one; `None` if absent.
     pub fn nested<S: SavedState>(&mut self, tag: u16) -> Result<Option<S>, RestoreError> {

@@ -1,3 +1,5 @@
+//! Tests of the field format: golden bytes, refusals, hostile blobs.
+
 use super::*;
 use alloc::vec;
 use proptest::prelude::*;

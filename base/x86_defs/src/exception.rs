@@ -82,12 +82,7 @@ impl Exception {
         use Exception::*;
         matches!(
             self,
-            DivideError
-                | InvalidTss
-                | SegmentNotPresent
-                | StackFault
-                | GeneralProtection
-                | ControlProtection
+            DivideError | InvalidTss | SegmentNotPresent | StackFault | GeneralProtection | ControlProtection
         )
     }
 }

@@ -149,7 +149,7 @@ mod tests {
             let (shift, multiplier) = tsc_scale(khz);
             let ticks = u128::from(khz) * 1000 * 60; // a minute
             let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
-            let ns = shifted * u128::from(multiplier) >> 32;
+            let ns = (shifted * u128::from(multiplier)) >> 32;
             let error = ns.abs_diff(60_000_000_000);
             assert!(error < 60_000, "{khz} kHz is off by {error} ns in a minute");
         }

@@ -13,8 +13,19 @@ fn has(needed: CpuidFeature, features: FeatureSet) -> bool {
     use Feature as F;
     let feature = match needed {
         // Every processor of ours has these: there is no CPU model below the Pentium Pro.
-        C::INTEL8086 | C::INTEL8086_ONLY | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 => return true,
-        C::FPU | C::FPU287 | C::FPU387 | C::CPUID | C::TSC | C::MSR | C::CMOV | C::CX8 | C::RDPMC | C::SEP => return true,
+        C::INTEL8086 | C::INTEL8086_ONLY | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 => {
+            return true;
+        }
+        C::FPU
+        | C::FPU287
+        | C::FPU387
+        | C::CPUID
+        | C::TSC
+        | C::MSR
+        | C::CMOV
+        | C::CX8
+        | C::RDPMC
+        | C::SEP => return true,
         C::MULTIBYTENOP | C::PAUSE | C::SMM => return true,
         // Hints that older processors take as NOP.
         C::PREFETCHWT1 | C::CET_IBT | C::CET_SS | C::CLDEMOTE | C::MPX => return true,

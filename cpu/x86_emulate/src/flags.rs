@@ -43,12 +43,12 @@ impl LazyFlags {
     /// The six flags at their RFLAGS positions.
     #[inline]
     pub fn bits(&self) -> u64 {
-        u64::from(self.cf()) * CF
-            | u64::from(self.pf()) * PF
-            | u64::from(self.af()) * AF
-            | u64::from(self.zf()) * ZF
-            | u64::from(self.sf()) * SF
-            | u64::from(self.of()) * OF
+        (u64::from(self.cf()) * CF)
+            | (u64::from(self.pf()) * PF)
+            | (u64::from(self.af()) * AF)
+            | (u64::from(self.zf()) * ZF)
+            | (u64::from(self.sf()) * SF)
+            | (u64::from(self.of()) * OF)
     }
 
     /// After an addition of `bits` wide operands: `carries` is the carry out of each bit.

@@ -11,9 +11,18 @@ use super::{Findings, layers};
 const LINES_FAIL: usize = 1000;
 const LINES_WARN: usize = 600;
 
-/// Crates that may hold unsafe code.
-const UNSAFE_CRATES: &[&str] =
-    &["guest_memory", "x86_host_ops", "cpu_translate", "cpu_kvm", "cpu_svm", "cpu_vmx", "host_io", "metal"];
+/// Crates that may hold unsafe code. `differential` runs instructions on the host's own processor.
+const UNSAFE_CRATES: &[&str] = &[
+    "guest_memory",
+    "x86_host_ops",
+    "cpu_translate",
+    "cpu_kvm",
+    "cpu_svm",
+    "cpu_vmx",
+    "host_io",
+    "metal",
+    "differential",
+];
 /// Crates with std in folders that are otherwise without.
 const STD_CRATES: &[&str] = &["cpu_translate", "cpu_kvm"];
 const NO_STD_FOLDERS: &[&str] = &["base", "cpu", "devices", "machine", "metal"];

@@ -1,3 +1,5 @@
+//! Tests of CPU models and their leaves.
+
 use super::*;
 use alloc::format;
 use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};

@@ -1,3 +1,5 @@
+//! Tests of the vCPU state's saved form.
+
 use super::*;
 use alloc::format;
 use alloc::string::String;

@@ -16,7 +16,7 @@ fn ax<C: Core>(c: &C) -> u16 {
 fn set_flags<C: Core>(c: &mut C, al: u8, af: bool, cf: bool) {
     let f = &mut c.cpu_mut().flags;
     f.set_logic(al as i8 as u64);
-    f.replace(AF | CF, u64::from(af) * AF | u64::from(cf) * CF);
+    f.replace(AF | CF, (u64::from(af) * AF) | (u64::from(cf) * CF));
 }
 
 fn aaa_aas<C: Core, const SUBTRACT: bool>(c: &mut C, _: &Op<C>) -> Step {

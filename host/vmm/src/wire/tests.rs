@@ -1,3 +1,5 @@
+//! Tests of the VM as people write it.
+
 use super::*;
 
 const FULL: &str = r#"

@@ -12,7 +12,7 @@
 //! status register keeps its value, which the driver polls. [`Device::reset`] and [`Device::restore`] come
 //! from the machine after a quiesce and do not wait.
 
-mod common;
+mod common_config;
 mod layout;
 mod saved;
 mod signals;
@@ -26,7 +26,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use common::CommonConfig;
+use common_config::CommonConfig;
 use core::task::Poll;
 use device::{Device, IoError, IoHandler, IrqLine, RestoreError, StateBlob, Unsavable, Waker};
 use guest_memory::DmaSpace;

@@ -202,10 +202,10 @@ impl VirtioPci {
             return refuse(tag::QUEUES, "another number of queues");
         }
         self.common.driver_features = features;
-        if status & super::common::FEATURES_OK != 0 && !self.features_acceptable() {
+        if status & super::common_config::FEATURES_OK != 0 && !self.features_acceptable() {
             return refuse(tag::FEATURES, "features that this device does not offer");
         }
-        if status & DRIVER_OK != 0 && status & super::common::FEATURES_OK == 0 {
+        if status & DRIVER_OK != 0 && status & super::common_config::FEATURES_OK == 0 {
             return refuse(tag::STATUS, "ready without features");
         }
         (self.common.device_feature_select, self.common.driver_feature_select) =
