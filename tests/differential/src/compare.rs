@@ -161,7 +161,15 @@ fn open_memory(insn: &Instruction, case: &Case) -> Vec<Range<usize>> {
         M::Push if insn.op0_register().is_segment_register() => (2, 4),
         _ => return Vec::new(),
     };
-    from_operand(insn, case, &[from..to])
+    from_operand(insn, case, std::slice::from_ref(&(from..to)))
+}
+
+/// The first bytes of the memory operand, if there is one in the window.
+pub fn operand_bytes(case: &Case) -> Option<&[u8]> {
+    let mut factory = InstructionInfoFactory::new();
+    let memory = factory.info(&decode(case)).used_memory().first().copied()?;
+    let at = crate::generate::linear(&memory, case).checked_sub(case.window_at)? as usize;
+    case.window.get(at..at + 16)
 }
 
 /// Ranges that count from the memory operand, as ranges of the window.

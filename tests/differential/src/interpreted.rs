@@ -163,10 +163,14 @@ fn outcome_of(model: &Model, raised: Option<Raised>) -> Outcome {
     Outcome { registers: r, window: model.window, raised }
 }
 
+fn is_canonical(linear: u64) -> bool {
+    matches!(linear as i64 >> 47, 0 | -1)
+}
+
 impl Model {
     /// Checks an access page by page, as the processor's paging would; returns the place in the window.
     fn check(&mut self, linear: u64, len: u64, write: bool) -> Result<usize, Fault> {
-        if linear as i64 >> 47 != 0 && linear as i64 >> 47 != -1 {
+        if !is_canonical(linear) {
             return Err(self.gp(0));
         }
         let mut at = linear;
@@ -192,7 +196,8 @@ impl Model {
     /// #AC.
     fn check_alignment<T: Word>(&mut self, linear: u64) -> Result<(), Fault> {
         let misaligned = linear & u64::from(T::BYTES - 1) != 0;
-        if misaligned && self.cpu.mode.has(x86_emulate::ModeKey::ALIGN) {
+        // #GP for an address that is not canonical comes first.
+        if misaligned && is_canonical(linear) && self.cpu.mode.has(x86_emulate::ModeKey::ALIGN) {
             return Err(self.raise(x86_defs::Exception::AlignmentCheck, 0));
         }
         Ok(())

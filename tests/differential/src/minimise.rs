@@ -66,7 +66,8 @@ pub fn describe(native: &mut Native, case: &Case, difference: &str) -> String {
         let _ = write!(line, " x87={words:x?} st={}", st.join(","));
     }
     if case.window.iter().any(|b| *b != 0) {
-        let _ = write!(line, " (memory matters)");
+        let near = crate::compare::operand_bytes(&case).map_or(String::new(), |b| format!(" {b:02x?}"));
+        let _ = write!(line, " (memory matters{near})");
     }
     format!("{line}: {last}")
 }
@@ -74,7 +75,7 @@ pub fn describe(native: &mut Native, case: &Case, difference: &str) -> String {
 /// A difference without its numbers: a smaller case must fail in the same way.
 fn kind(text: &str) -> String {
     let word = |w: &&str| !w.contains("0x") && w.chars().all(|c| c.is_alphabetic());
-    text.split(|c: char| c == ' ' || c == ',').filter(word).collect::<Vec<_>>().join(" ")
+    text.split([' ', ',']).filter(word).collect::<Vec<_>>().join(" ")
 }
 
 fn text(case: &Case) -> String {

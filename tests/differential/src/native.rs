@@ -119,9 +119,15 @@ impl Native {
             libc::close(start[0]);
             libc::close(done[1]);
             let (start, done) = (OwnedFd::from_raw_fd(start[1]), OwnedFd::from_raw_fd(done[0]));
-            self.child = Some(Child { pid, start, done });
+            let child = self.child.insert(Child { pid, start, done });
+            // It says when it is ready.
+            let mut byte = [0u8];
+            if libc::read(child.done.as_raw_fd(), byte.as_mut_ptr().cast(), 1) == 1 {
+                return Ok(());
+            }
         }
-        Ok(())
+        self.stop();
+        Err(io::Error::other("no sandbox: it needs seccomp, and FSGSBASE (Linux 5.9)"))
     }
 
     /// Runs `cases` (at most [`BATCH`], each in a slot of its own). `None`: the case killed the child.

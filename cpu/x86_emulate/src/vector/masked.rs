@@ -86,7 +86,7 @@ fn mask_bytes<C: Core, const MMX: bool>(c: &mut C, op: &Op<C>) -> Step {
     let store = |c: &mut C| -> Result<(), Fault> {
         if !MMX {
             let linear = op.linear_write(c, 16)?;
-            memory::check_alignment(c, linear, 16)?;
+            memory::check_alignment(c, linear, 8)?;
             let ymm = &c.cpu().x.ymm;
             let (value, mask) = (ymm[usize::from(op.dst & 15)], ymm[usize::from(op.src & 15)]);
             return masked_store(c, linear, &value, &mask, 1, 16);

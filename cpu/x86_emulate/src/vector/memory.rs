@@ -5,6 +5,7 @@
 
 use crate::core::{Core, Fault};
 use crate::mode::ModeKey;
+use crate::system::is_canonical;
 use x86_defs::Exception;
 use x86_host_ops::V;
 
@@ -24,7 +25,8 @@ pub fn aligned<C: Core>(c: &mut C, linear: u64, bytes: u64) -> Result<u64, Fault
 /// are checked by the core, what is wider here.
 #[inline(always)]
 pub fn check_alignment<C: Core>(c: &mut C, linear: u64, alignment: u64) -> Result<(), Fault> {
-    if linear & (alignment - 1) != 0 && c.cpu().mode.has(ModeKey::ALIGN) {
+    // #GP for an address that is not canonical comes first; the access will raise it.
+    if linear & (alignment - 1) != 0 && c.cpu().mode.has(ModeKey::ALIGN) && is_canonical(linear) {
         return Err(c.raise(Exception::AlignmentCheck, 0));
     }
     Ok(())
