@@ -110,7 +110,7 @@ impl Smp {
     }
 
     /// Gates to the stubs, and a TSS.
-    fn idt(&self) {
+    pub fn idt(&self) {
         for vector in 0..256u64 {
             let [low, high] = super::gate64(KCODE64, STUBS + vector * 8, 0xEE, 0);
             self.ram.store(IDT + vector * 16, low);
