@@ -11,3 +11,4 @@ mod paging;
 mod self_modifying;
 mod smoke;
 mod smp;
+mod timers;
