@@ -2,6 +2,7 @@
 //!
 //! Called by: [`crate::host`] when a machine is built; the device for output and waiting input; the console's thread.
 
+use crate::input_gate::InputGate;
 use crate::serial::stop_on_escape;
 use crate::services::lock;
 use device::Waker;
@@ -26,15 +27,19 @@ struct Shared {
 pub fn open(
     spec: &ConsoleSpec,
     requests: Arc<RequestQueue>,
+    gate: Arc<InputGate>,
 ) -> Result<Box<dyn ConsoleBackend>, ConsoleError> {
     let shared: Arc<Mutex<Shared>> = Arc::default();
-    let port = ConsolePort::open(spec, Sink { shared: shared.clone(), requests })?;
+    let sink = Sink { shared: shared.clone(), requests, gate: gate.clone() };
+    let port = Arc::new(ConsolePort::open(spec, sink)?);
+    gate.add(&port);
     Ok(Box::new(Backend { port, shared }))
 }
 
 struct Sink {
     shared: Arc<Mutex<Shared>>,
     requests: Arc<RequestQueue>,
+    gate: Arc<InputGate>,
 }
 
 impl Sink {
@@ -48,6 +53,9 @@ impl Sink {
 
 impl ConsoleSink for Sink {
     fn input(&mut self, bytes: &[u8]) -> usize {
+        if !self.gate.is_open() {
+            return 0;
+        }
         let taken = {
             let mut shared = lock(&self.shared);
             let taken = bytes.len().min(INPUT_BYTES.saturating_sub(shared.input.len()));
@@ -69,7 +77,7 @@ impl ConsoleSink for Sink {
 }
 
 struct Backend {
-    port: ConsolePort,
+    port: Arc<ConsolePort>,
     shared: Arc<Mutex<Shared>>,
 }
 

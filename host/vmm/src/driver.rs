@@ -60,6 +60,15 @@ impl SaveJobs {
     }
 }
 
+/// What the machine does after a request was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// It runs.
+    Go,
+    /// What it does already.
+    AsItIs,
+}
+
 /// See the module's header.
 pub struct Driver {
     /// The machine.
@@ -95,24 +104,29 @@ impl Driver {
             if let Some(verdict) = self.requests.verdict() {
                 return verdict;
             }
+            // Last: what the guest asks from here on belongs to what comes, not to what was.
+            if result.unwrap_or(After::AsItIs) == After::Go {
+                self.go();
+            }
         }
     }
 
-    fn perform(&self, origin: Origin, request: &Request) -> Result<(), String> {
+    fn perform(&self, origin: Origin, request: &Request) -> Result<After, String> {
         match request {
-            Request::Start | Request::Resume => self.go(),
-            Request::Pause => self.stand_still()?,
-            Request::Reset => return self.reset(origin),
-            Request::Save { ticket, then } => return self.save(*ticket, *then),
+            Request::Start | Request::Resume => Ok(After::Go),
+            Request::Pause => self.stand_still().map(|()| After::AsItIs),
+            Request::Reset => self.reset(origin),
+            Request::Save { ticket, then } => self.save(*ticket, *then),
             Request::Stop(_) => {
+                self.host.gate().close();
                 self.threads.park();
                 // Work in flight is finished, so that what the guest wrote reaches its disks; if it cannot be,
                 // ending is still right.
                 let _ = self.quiesce();
                 self.host.clock().pause();
+                Ok(After::AsItIs)
             }
         }
-        Ok(())
     }
 
     /// Lets everything run.
@@ -121,10 +135,12 @@ impl Driver {
         self.host.events().clock_changed();
         self.machine.resume();
         self.threads.release();
+        self.host.gate().open();
     }
 
     /// Stops everything; on an error everything runs again.
     fn stand_still(&self) -> Result<(), String> {
+        self.host.gate().close();
         self.threads.park();
         if let Err(reason) = self.quiesce() {
             self.go();
@@ -146,7 +162,7 @@ impl Driver {
         Ok(())
     }
 
-    fn reset(&self, origin: Origin) -> Result<(), String> {
+    fn reset(&self, origin: Origin) -> Result<After, String> {
         let was_running = self.requests.state() == State::Running;
         if was_running {
             self.stand_still()?;
@@ -170,10 +186,7 @@ impl Driver {
             self.end(Verdict::Failed { reason: reason.clone() });
             return Err(reason);
         }
-        if was_running {
-            self.go();
-        }
-        Ok(())
+        Ok(if was_running { After::Go } else { After::AsItIs })
     }
 
     fn end(&self, verdict: Verdict) {
@@ -181,7 +194,7 @@ impl Driver {
         let _ = self.requests.ask(Request::Stop(verdict));
     }
 
-    fn save(&self, ticket: u64, then: AfterSave) -> Result<(), String> {
+    fn save(&self, ticket: u64, then: AfterSave) -> Result<After, String> {
         let Some(SaveJob { write, answer }) = self.saves.take(ticket) else {
             return Err("nobody waits for this save".into());
         };
@@ -189,7 +202,7 @@ impl Driver {
         let result = match if was_running { self.stand_still() } else { Ok(()) } {
             Ok(()) => {
                 let written = write(&self.machine);
-                if was_running && (written.is_err() || then == AfterSave::Continue) {
+                if was_running && written.is_err() {
                     self.go();
                 }
                 written
@@ -198,7 +211,8 @@ impl Driver {
         };
         // Who asked may be gone.
         let _ = answer.send(result.clone());
-        result.map(|_| ())
+        let goes_on = was_running && then == AfterSave::Continue;
+        result.map(|_| if goes_on { After::Go } else { After::AsItIs })
     }
 
     fn after_failure(&self, request: &Request, reason: &str) {

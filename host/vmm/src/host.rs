@@ -7,6 +7,7 @@
 use crate::console;
 use crate::convert::{INITRD, KERNEL, index_of, key};
 use crate::disk::{self, OpenDisk};
+use crate::input_gate::InputGate;
 use crate::network;
 use crate::panic_watch::PanicWatch;
 use crate::serial::{self, OnPanic};
@@ -40,6 +41,7 @@ pub struct Host {
     requests: Arc<RequestQueue>,
     watch: Arc<PanicWatch>,
     on_panic: OnPanic,
+    gate: Arc<InputGate>,
     ram: Mutex<Option<Arc<RamMapping>>>,
     disks: Mutex<BTreeMap<String, Arc<OpenDisk>>>,
 }
@@ -54,12 +56,27 @@ impl Host {
         on_panic: OnPanic,
     ) -> Self {
         let beds = (0..vm.cpus).map(|_| Bed::new()).collect();
-        Self { vm, events, beds, requests, watch, on_panic, ram: Mutex::new(None), disks: Mutex::default() }
+        Self {
+            vm,
+            events,
+            beds,
+            requests,
+            watch,
+            on_panic,
+            gate: Arc::default(),
+            ram: Mutex::new(None),
+            disks: Mutex::default(),
+        }
     }
 
     /// Where the vCPU threads sleep.
     pub fn beds(&self) -> &[Arc<Bed>] {
         &self.beds
+    }
+
+    /// Where typed input waits while the machine stands still.
+    pub fn gate(&self) -> &InputGate {
+        &self.gate
     }
 
     /// Time and wake-ups.
@@ -151,13 +168,14 @@ impl HostServices for Host {
         waker: Waker,
     ) -> Result<Box<dyn SerialOut>, HostError> {
         let spec = self.end("serial", stream, &self.vm.serial)?;
-        let (requests, watch, on_panic) = (self.requests.clone(), self.watch.clone(), self.on_panic.clone());
-        serial::open(&spec, input, waker, requests, watch, on_panic).map_err(host_error)
+        let (requests, gate) = (self.requests.clone(), self.gate.clone());
+        let (watch, on_panic) = (self.watch.clone(), self.on_panic.clone());
+        serial::open(&spec, input, waker, requests, gate, watch, on_panic).map_err(host_error)
     }
 
     fn open_console(&self, stream: Option<&HostKey>) -> Result<Box<dyn ConsoleBackend>, HostError> {
         let text = self.end("console", stream, &self.vm.consoles)?;
-        console::open(&text, self.requests.clone()).map_err(host_error)
+        console::open(&text, self.requests.clone(), self.gate.clone()).map_err(host_error)
     }
 
     fn open_disk(&self, key: &HostKey) -> Result<Box<dyn BlockBackend>, HostError> {

@@ -6,7 +6,7 @@
 //! - [`wire`]: the VM as people write it (TOML, command line); [`convert`] makes a machine's spec of it.
 //! - [`launch`]: from a spec to a running VM; [`driver`]: the thread that changes what it is doing.
 //! - [`host`]: this host as the machine's ground. [`services`]: time and wake-ups for devices. [`vcpu_threads`]:
-//!   the threads that run vCPUs. [`serial`], [`console`], [`panic_watch`], [`disk`],
+//!   the threads that run vCPUs. [`serial`], [`console`], [`input_gate`], [`panic_watch`], [`disk`],
 //!   [`network`]: the other ends of its devices.
 //! - [`control`]: a running VM looked after from outside; [`desk`] answers. [`saved_file`]: a saved VM.
 //! - [`exit`]: how a VM ended, as a process exit code and a sentence.
@@ -22,6 +22,7 @@ pub mod driver;
 pub mod engine;
 pub mod exit;
 pub mod host;
+pub mod input_gate;
 pub mod launch;
 pub mod network;
 pub mod panic_watch;

@@ -2,6 +2,7 @@
 //!
 //! Called by: [`crate::host`] when a machine is built; the UART for output; the console's thread for input.
 
+use crate::input_gate::InputGate;
 use crate::panic_watch::PanicWatch;
 use chipset::SerialOut;
 use host_io::serial::{ConsoleError, ConsolePort, ConsoleSink, ConsoleSpec, EscapeCommand};
@@ -17,10 +18,12 @@ pub fn open(
     input: SerialInput,
     room: device::Waker,
     requests: Arc<RequestQueue>,
+    gate: Arc<InputGate>,
     watch: Arc<PanicWatch>,
     on_panic: OnPanic,
 ) -> Result<Box<dyn SerialOut>, ConsoleError> {
-    let port = ConsolePort::open(spec, Sink { input, room, requests })?;
+    let port = Arc::new(ConsolePort::open(spec, Sink { input, room, requests, gate: gate.clone() })?);
+    gate.add(&port);
     Ok(Box::new(Output { port, watch, on_panic }))
 }
 
@@ -29,11 +32,12 @@ struct Sink {
     input: SerialInput,
     room: device::Waker,
     requests: Arc<RequestQueue>,
+    gate: Arc<InputGate>,
 }
 
 impl ConsoleSink for Sink {
     fn input(&mut self, bytes: &[u8]) -> usize {
-        self.input.receive(bytes)
+        if self.gate.is_open() { self.input.receive(bytes) } else { 0 }
     }
     fn command(&mut self, command: EscapeCommand) {
         stop_on_escape(&self.requests, command);
@@ -53,7 +57,7 @@ pub fn stop_on_escape(requests: &RequestQueue, command: EscapeCommand) {
 
 /// From the guest to the outside.
 struct Output {
-    port: ConsolePort,
+    port: Arc<ConsolePort>,
     watch: Arc<PanicWatch>,
     on_panic: OnPanic,
 }

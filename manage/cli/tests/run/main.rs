@@ -1,0 +1,220 @@
+//! The command as a process, from its command line to its exit code, with kernels of a few bytes.
+
+mod bench;
+
+use bench::{Bench, counter, run_args};
+use machine::testing::kernel;
+
+fn said(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_guest_prints_and_powers_off() {
+    let code = [kernel::print("hello, host\r\n"), kernel::power_off()].concat();
+    let output = Bench::new().run(&code, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output.stderr));
+    assert_eq!(said(&output.stdout), "hello, host\r\n");
+    assert!(said(&output.stderr).contains("powered off"));
+}
+
+#[test]
+fn ends_have_their_exit_codes_and_sentences() {
+    let bench = Bench::new();
+    // UD2 with an empty IDT.
+    let output = bench.run(&[0x0F, 0x0B], &[]);
+    assert_eq!(output.status.code(), Some(21), "{}", said(&output.stderr));
+    assert!(said(&output.stderr).contains("triple fault on CPU 0"));
+    assert!(said(&output.stderr).contains("rip 10:100000"));
+
+    // Port CF9.
+    let reset = [&[0x66, 0xBA, 0xF9, 0x0C, 0xB0, 0x06, 0xEE][..], &kernel::IDLE].concat();
+    let output = bench.run(&reset, &["--on-reset", "stop"]);
+    assert_eq!(output.status.code(), Some(23), "{}", said(&output.stderr));
+
+    let words = "[    1.0] Kernel panic - not syncing: no root\r\n[    1.1] ---[ end Kernel panic ]---\r\n";
+    let output = bench.run(&[kernel::print(words), kernel::IDLE.into()].concat(), &[]);
+    assert_eq!(output.status.code(), Some(22), "{}", said(&output.stderr));
+    assert!(said(&output.stderr).contains("panicked: no root"));
+    let output = bench.run(&[kernel::print(words), reset].concat(), &[]);
+    assert_eq!(output.status.code(), Some(22), "a reset after a panic: {}", said(&output.stderr));
+}
+
+#[test]
+fn a_reset_starts_the_kernel_again_in_clean_memory() {
+    // Prints the byte at 300000h, then the first time sets it and resets.
+    let mut code = vec![0xBB, 0x00, 0x00, 0x30, 0x00]; // mov ebx, 300000h
+    code.extend([0x8A, 0x03, 0x04, b'0', 0x66, 0xBA, 0xF8, 0x03, 0xEE]); // mov al, [ebx]; add al, '0'; out
+    code.extend([0xFE, 0x03]); // inc byte [ebx]
+    code.extend([0x66, 0xBA, 0xF9, 0x0C, 0xB0, 0x06, 0xEE]); // reset
+    code.extend(kernel::IDLE);
+    let bench = Bench::new();
+    let kernel = bench.kernel(&code);
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "again"]));
+    vm.expect("000");
+    assert!(bench.output(&["ctl", "again", "kill"]).status.success());
+    assert_eq!(vm.wait().0, 20);
+}
+
+#[test]
+fn a_running_vm_is_looked_after() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(&counter());
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "web", "--cpus", "2"]));
+    vm.expect(">");
+    let list = said(&bench.output(&["ps"]).stdout);
+    assert!(
+        list.contains("web") && list.contains(&vm.id().to_string()) && list.contains("running"),
+        "{list}"
+    );
+    let ctl = |what: &[&str]| {
+        let output = bench.output(&[&["ctl", "web"], what].concat());
+        (output.status.success(), said(&output.stdout) + &said(&output.stderr))
+    };
+    assert_eq!(ctl(&["pause"]), (true, "web is paused\n".into()));
+    assert_eq!(ctl(&["pause"]), (true, "web is paused\n".into()));
+    let (_, status) = ctl(&["status", "--json"]);
+    assert!(status.contains(r#""state":"paused""#) && status.contains(r#""cpus":2"#), "{status}");
+    assert_eq!(ctl(&["resume"]), (true, "web is running\n".into()));
+    vm.send("x");
+    vm.expect("1");
+
+    let twin = bench.output(&run_args(&kernel, &["--name", "web", "--serial", "none"]));
+    assert_eq!(twin.status.code(), Some(1));
+    assert!(said(&twin.stderr).contains("already running"), "{}", said(&twin.stderr));
+
+    assert!(ctl(&["kill"]).0);
+    let (code, words) = vm.wait();
+    assert_eq!(code, 20, "{words}");
+    let (ok, words) = ctl(&["status"]);
+    assert!(!ok && words.contains("no VM called `web`"), "{words}");
+    assert_eq!(said(&bench.output(&["ps", "--json"]).stdout), "[]\n");
+}
+
+#[test]
+fn a_saved_vm_goes_on_in_a_new_process() {
+    let bench = Bench::new();
+    let (kernel, disk, file) = (bench.kernel(&counter()), bench.disk(), bench.path("vm.saved"));
+    let (disk, file) = (disk.to_str().unwrap(), file.to_str().unwrap());
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "one", "--disk", disk, "--cpus", "2"]));
+    vm.expect(">");
+    vm.send("x");
+    vm.expect("1");
+    let output = bench.output(&["ctl", "one", "save", "--compress", file]);
+    assert!(output.status.success(), "{}", said(&output.stderr));
+    assert_eq!(vm.wait().0, 0);
+
+    let mut vm = bench.start(&["run", "--restore", file, "--name", "two"]);
+    vm.send("x");
+    vm.expect("2");
+    vm.send("xq");
+    vm.expect("3");
+    let (code, words) = vm.wait();
+    assert_eq!(code, 0, "{words}");
+
+    // Twice is fine, as long as the disk is as it was; then no more.
+    std::fs::write(disk, vec![1; 1 << 20]).unwrap();
+    let output = bench.output(&["run", "--restore", file]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output.stderr).contains("written since the VM was saved"), "{}", said(&output.stderr));
+    std::fs::write(disk, vec![1; 2 << 20]).unwrap();
+    assert!(said(&bench.output(&["run", "--restore", file]).stderr).contains("its size is another"));
+}
+
+#[test]
+fn a_vm_that_was_saved_with_continue_goes_on_in_overlays() {
+    let bench = Bench::new();
+    let (kernel, disk, file) = (bench.kernel(&counter()), bench.disk(), bench.path("vm.saved"));
+    let (disk, file) = (disk.to_str().unwrap(), file.to_str().unwrap());
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "one", "--disk", disk]));
+    vm.expect(">");
+    let output = bench.output(&["ctl", "one", "save", "--continue", file]);
+    assert!(output.status.success(), "{}", said(&output.stderr));
+    assert!(said(&output.stdout).contains("disk.raw.1.qcow2"), "{}", said(&output.stdout));
+    assert!(bench.path("disk.raw.1.qcow2").exists());
+    vm.send("x");
+    vm.expect("1");
+    // A second one names the overlay.
+    let second = bench.path("second.saved");
+    assert!(bench.output(&["ctl", "one", "save", second.to_str().unwrap()]).status.success());
+    assert_eq!(vm.wait().0, 0);
+    for (file, digit) in [(second.to_str().unwrap(), "2"), (file, "1")] {
+        let mut vm = bench.start(&["run", "--restore", file]);
+        vm.send("x");
+        vm.expect(digit);
+        vm.send("q");
+        let (code, words) = vm.wait();
+        assert_eq!(code, 0, "{file}: {words}");
+    }
+}
+
+#[test]
+fn damaged_saved_vms_are_refused_with_the_reason() {
+    let bench = Bench::new();
+    let (kernel, file) = (bench.kernel(&counter()), bench.path("vm.saved"));
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "one"]));
+    vm.expect(">");
+    assert!(bench.output(&["ctl", "one", "save", file.to_str().unwrap()]).status.success());
+    vm.wait();
+    let saved = std::fs::read(&file).unwrap();
+    let refusal = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        let output = bench.output(&["run", "--restore", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        let words = said(&output.stderr);
+        assert!(words.contains("vm.saved"), "{words}");
+        words
+    };
+    assert!(refusal(&saved[..saved.len() / 2]).contains("cut off"));
+    assert!(refusal(&saved[..saved.len() - 1]).contains("cut off"));
+    assert!(refusal(b"BEDPLANT").contains("does not begin with BEDPLATE"));
+    let mut flipped = saved.clone();
+    let middle = saved.len() / 2;
+    flipped[middle] ^= 4;
+    assert!(refusal(&flipped).contains("checksum"));
+    assert!(refusal(&[]).contains("cut off"));
+}
+
+#[test]
+fn mistakes_name_the_file_or_field_and_the_way_out() {
+    let bench = Bench::new();
+    let failed = |args: &[&str]| {
+        let output = bench.output(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        said(&output.stderr)
+    };
+    assert!(failed(&["run"]).contains("--kernel"));
+    assert!(failed(&["run", "no-such.toml"]).contains("no-such.toml"));
+    let missing = failed(&["run", "--kernel", "nowhere/vmlinuz"]);
+    assert!(missing.contains("nowhere/vmlinuz") && missing.contains("No such file"), "{missing}");
+    std::fs::write(bench.path("text"), "no kernel at all").unwrap();
+    assert!(failed(&["run", "--kernel", "text"]).contains("bzImage"));
+    let kernel = bench.kernel(&kernel::IDLE);
+    assert!(failed(&run_args(&kernel, &["--disk", "gone.img"])).contains("gone.img"));
+    let model = failed(&run_args(&kernel, &["--cpu-model", "pentium9"]));
+    assert!(model.contains("pentium9") && model.contains("x86-64-v3"), "{model}");
+    assert!(failed(&run_args(&kernel, &["--net", "user,hostfwd=sctp::1-:2"])).contains("hostfwd"));
+    assert!(failed(&["run", "--restore", "gone.saved"]).contains("gone.saved"));
+    assert_eq!(bench.output(&["run", "--cpus", "many"]).status.code(), Some(2));
+    assert_eq!(bench.output(&["run", "--restore", "x", "--cpus", "2"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_dry_run_prints_a_spec_that_runs() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(&[kernel::print("spec"), kernel::power_off()].concat());
+    let output = bench.output(&run_args(&kernel, &["--dry-run", "--cpus", "2", "--net", "user"]));
+    assert!(output.status.success());
+    std::fs::write(bench.path("vm.toml"), &output.stdout).unwrap();
+    let again = bench.output(&["run", "vm.toml", "--dry-run"]);
+    assert_eq!(said(&again.stdout), said(&output.stdout));
+    assert_eq!(said(&bench.output(&["run", "vm.toml"]).stdout), "spec");
+}
+
+#[test]
+fn completions_for_every_shell() {
+    let bench = Bench::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(said(&bench.output(&["completion", shell]).stdout).contains("bedplate"), "{shell}");
+    }
+}
