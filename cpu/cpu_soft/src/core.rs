@@ -14,7 +14,8 @@ use hypervisor::VcpuIo;
 use x86_defs::Exception;
 use x86_defs::cpuid::Feature;
 use x86_emulate::core::PagingChange;
-use x86_emulate::{Core, Cpu, Fault, Word};
+use x86_emulate::system::debug;
+use x86_emulate::{Core, Cpu, Fault, ModeKey, Word};
 
 /// One vCPU but for its cache of decoded code.
 pub struct SoftCore {
@@ -104,6 +105,7 @@ impl SoftCore {
         if linear & 0xFFF <= 4096 - u64::from(T::BYTES) {
             match self.translate_write(index, linear)? {
                 Target::Ram(at) => {
+                    self.note_access(linear, u64::from(T::BYTES), true);
                     self.ram.store(at, value);
                     self.code_page_written(at >> 12);
                 }
@@ -112,6 +114,14 @@ impl SoftCore {
             return Ok(());
         }
         self.write_pieces(index, linear, &value.zext().to_le_bytes()[..T::BYTES as usize])
+    }
+
+    /// Notes the data breakpoints that an access which the TLB did not serve hits.
+    #[inline]
+    fn note_access(&mut self, linear: u64, bytes: u64, write: bool) {
+        if self.cpu.mode.has(ModeKey::BREAKPOINTS) {
+            self.cpu.pending_debug |= debug::data_access(&self.cpu, linear, bytes, write);
+        }
     }
 
     /// Translates for a write; a store into the page of the running block is put off (see `single`).
@@ -137,6 +147,7 @@ impl SoftCore {
         } else {
             None
         };
+        self.note_access(linear, to.len() as u64, false);
         let (head, tail) = to.split_at_mut(first);
         self.read_target(a, head);
         if let Some(b) = second {
@@ -153,6 +164,7 @@ impl SoftCore {
         } else {
             None
         };
+        self.note_access(linear, from.len() as u64, true);
         self.write_target(a, &from[..first]);
         if let Some(b) = second {
             self.write_target(b, &from[first..]);
@@ -330,6 +342,9 @@ impl Core for SoftCore {
                 Target::Mmio(_) => return self.modify(linear, f),
             }
         };
+        if offset > 4096 - bytes {
+            self.note_access(linear, bytes, true);
+        }
         let mut old = self.ram.load::<T>(at);
         loop {
             let seen = self.ram.compare_exchange(at, old, f(old));
@@ -347,6 +362,7 @@ impl Core for SoftCore {
     fn compare_exchange_16(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Fault> {
         match self.translate_write(self.cpu.mmu_index, linear)? {
             Target::Ram(at) => {
+                self.note_access(linear, 16, true);
                 let old = self.ram.compare_exchange_16(at, expected, new);
                 self.code_page_written(at >> 12);
                 Ok(old)
@@ -418,7 +434,7 @@ impl Core for SoftCore {
     }
 
     fn copy(&mut self, to: u64, from: u64, len: u64) -> Result<u64, Fault> {
-        if self.cpu.mmu_index == ALIGNED_USER {
+        if self.cpu.mmu_index == ALIGNED_USER || self.cpu.mode.has(ModeKey::BREAKPOINTS) {
             return Ok(0);
         }
         let Some(source) = self.block_target(from, Access::Read)? else { return Ok(0) };
@@ -432,7 +448,7 @@ impl Core for SoftCore {
         Ok(len)
     }
     fn fill<T: Word>(&mut self, to: u64, value: T, len: u64) -> Result<u64, Fault> {
-        if self.cpu.mmu_index == ALIGNED_USER {
+        if self.cpu.mmu_index == ALIGNED_USER || self.cpu.mode.has(ModeKey::BREAKPOINTS) {
             return Ok(0);
         }
         let Some(target) = self.block_target(to, Access::Write)? else { return Ok(0) };

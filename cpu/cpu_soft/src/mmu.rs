@@ -10,7 +10,8 @@ use x86_defs::control::*;
 use x86_defs::exception::*;
 use x86_defs::paging::*;
 use x86_defs::{Exception, cpuid};
-use x86_emulate::{Core, Fault};
+use x86_emulate::system::debug;
+use x86_emulate::{Core, Fault, ModeKey};
 
 /// Widest physical address of every CPU model of ours.
 pub const PHYSICAL_BITS: u32 = 46;
@@ -87,12 +88,15 @@ impl SoftCore {
         let smep = !user && leaf.user && self.cpu.cr4 & CR4_SMEP != 0;
         let allowed = if user { leaf.user } else { !smap };
         let writable = leaf.writable || (!user && self.cpu.cr0 & CR0_WP == 0);
+        // Watched pages never enter the TLB for data: their accesses all come by `note_access`.
+        let watched =
+            self.cpu.mode.has(ModeKey::BREAKPOINTS) && debug::watches_page(&self.cpu, linear & !0xFFF);
         let has_code = self.shared.ram.tracks(host >> 12) & Track::Code as u8 != 0;
         let mapping = Mapping {
             linear,
             host,
-            read: allowed,
-            write: allowed && writable && leaf.dirty && !has_code,
+            read: allowed && !watched,
+            write: allowed && !watched && writable && leaf.dirty && !has_code,
             exec: (!user || leaf.user) && !smep && !leaf.no_execute,
             global: leaf.global && self.cpu.cr4 & CR4_PGE != 0,
             page_bytes: leaf.page_bytes,

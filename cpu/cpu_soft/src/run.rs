@@ -15,6 +15,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use hypervisor::{VcpuExit, VcpuIo};
 use x86_defs::{Exception, SegmentIndex, control, flags};
 use x86_emulate::cpu::{PendingException, RIP};
+use x86_emulate::system::debug;
 use x86_emulate::system::interrupts::{self, Kind, Outcome};
 use x86_emulate::{Core, Cpu, Fault, ModeKey, Op, Step};
 
@@ -33,6 +34,9 @@ pub struct SoftVcpu {
     /// Instructions executed.
     pub(crate) instructions: u64,
 }
+
+/// Modes in which instructions run one by one.
+const ONE_BY_ONE: u32 = ModeKey::TRAP | ModeKey::BREAKPOINTS;
 
 /// Why `execute` stopped.
 enum Stop {
@@ -73,6 +77,12 @@ impl SoftVcpu {
     }
 
     fn run_entered(&mut self) -> VcpuExit {
+        if self.core.cpu.exc.vector.is_some() && !self.shutdown && !self.wait_for_sipi {
+            // A restored state was in the middle of an exception.
+            if let Stop::TripleFault = self.deliver_fault(self.core.cpu.gpr[RIP]) {
+                self.shutdown = true;
+            }
+        }
         loop {
             if let Some(exit) = self.service() {
                 return exit;
@@ -219,7 +229,7 @@ impl SoftVcpu {
         let mut budget = SLICE;
         loop {
             let mode = self.core.cpu.mode;
-            if self.core.cpu.interrupt_shadow || mode.has(ModeKey::TRAP) {
+            if self.core.cpu.interrupt_shadow || mode.0 & ONE_BY_ONE != 0 {
                 return self.run_single();
             }
             let linear = self.linear_ip();
@@ -356,34 +366,61 @@ impl SoftVcpu {
     /// Runs the one instruction at RIP, from bytes that may cross pages and may change under it.
     fn run_single(&mut self) -> Stop {
         let ip = self.core.cpu.gpr[RIP];
-        let trap = self.core.cpu.mode.has(ModeKey::TRAP);
-        self.core.cpu.interrupt_shadow = false;
-        self.core.cpu.shadow_blocks_debug = false;
-        self.core.block_page = NO_PAGE;
+        let mode = self.core.cpu.mode;
+        let debugging = mode.0 & ONE_BY_ONE != 0;
+        if debugging && let Some(due) = self.debug_before() {
+            self.core.cpu.exc = due;
+            return self.deliver_fault(ip);
+        }
+        let core = &mut *self.core;
+        core.cpu.interrupt_shadow = false;
+        core.cpu.shadow_blocks_debug = false;
+        core.block_page = NO_PAGE;
         let ops = match self.fetch_single() {
             Ok(ops) => ops,
             Err(Fault) => return self.deliver_fault(ip),
         };
         self.instructions += 1;
         let core = &mut *self.core;
+        let next = ops[0].next_ip(core);
+        let resumed = core.cpu.rflags & flags::RF != 0;
         core.single = true;
         let step = ops.iter().map(|op| (op.run)(core, op)).find(|step| *step != Step::Next);
         core.single = false;
         if step == Some(Step::Fault) {
-            let ip = if core.cpu.exc.is_trap { ops[0].next_ip(core) } else { ip };
+            core.cpu.pending_debug = 0;
+            let ip = if core.cpu.exc.is_trap { next } else { ip };
             return self.deliver_fault(ip);
         }
-        if trap && !core.cpu.shadow_blocks_debug {
-            core.cpu.exc = PendingException {
-                vector: Some(Exception::Debug),
-                error_code: 0,
-                address: control::DR6_BS,
-                is_trap: true,
-            };
-            let ip = core.cpu.gpr[RIP];
-            return self.deliver_fault(ip);
+        if debugging {
+            // An IRET that loads RF means it for the instruction that it returns to.
+            let loaded = core.cpu.rflags & if resumed { 0 } else { flags::RF };
+            let jumped = core.cpu.gpr[RIP] != next;
+            let due = debug::after_instruction(&mut core.cpu, mode.has(ModeKey::TRAP), jumped);
+            core.cpu.rflags |= loaded;
+            if let Some(due) = due {
+                core.cpu.exc = due;
+                let ip = core.cpu.gpr[RIP];
+                return self.deliver_fault(ip);
+            }
         }
         Stop::Service
+    }
+
+    /// What is due before the instruction at RIP: a trap that the last one left, or its own breakpoint.
+    fn debug_before(&mut self) -> Option<PendingException> {
+        let linear = self.linear_ip();
+        let cpu = &mut self.core.cpu;
+        if cpu.pending_debug != 0 && !cpu.shadow_blocks_debug {
+            let address = core::mem::take(&mut cpu.pending_debug);
+            return Some(PendingException {
+                vector: Some(Exception::Debug),
+                error_code: 0,
+                address,
+                is_trap: true,
+            });
+        }
+        debug::breakpoint_at(cpu, linear)
     }
 
     fn fetch_single(&mut self) -> Result<Vec<Op<SoftCore>>, Fault> {

@@ -6,10 +6,13 @@ use core::sync::atomic::Ordering::SeqCst;
 use hypervisor::VcpuState;
 use hypervisor::state::{Float80, InterruptShadow, PendingEvent, RunState, SseState, X87State};
 use saved_state::RestoreError;
-use x86_defs::{SegmentIndex, msr};
+use x86_defs::{Exception, SegmentIndex, msr};
 use x86_emulate::Cpu;
 use x86_emulate::cpu::{ExtendedState, F80, Msrs, PendingException, RIP, X87};
 use x86_emulate::flags::LazyFlags;
+
+/// DR6 bits of debug traps: breakpoints, single step, task switch.
+const DR6_TRAPS: u64 = 0xC00F;
 
 /// Every MSR that is plain storage, with its place.
 fn each_msr(m: &mut Msrs, mut f: impl FnMut(u32, &mut u64)) {
@@ -131,11 +134,11 @@ impl SoftVcpu {
             },
             nmi_pending: self.nmi_pending,
             nmi_blocked: cpu.nmi_blocked,
-            exception: cpu.exc.vector.map(|exception| PendingEvent {
+            exception: waiting(cpu).map(|(exception, exc)| PendingEvent {
                 exception,
-                error_code: exception.has_error_code().then_some(cpu.exc.error_code),
-                address: cpu.exc.address,
-                is_trap: cpu.exc.is_trap,
+                error_code: exception.has_error_code().then_some(exc.error_code),
+                address: exc.address,
+                is_trap: exc.is_trap,
             }),
             tsc_offset: core.apic.clock().tsc_offset,
             tsc_adjust: core.msr.tsc_adjust,
@@ -183,12 +186,21 @@ impl SoftVcpu {
         cpu.interrupt_shadow = state.shadow != InterruptShadow::None;
         cpu.shadow_blocks_debug = state.shadow == InterruptShadow::MovSs;
         cpu.nmi_blocked = state.nmi_blocked;
-        cpu.exc = state.exception.map_or(PendingException::default(), |e| PendingException {
-            vector: Some(e.exception),
-            error_code: e.error_code.unwrap_or(0),
-            address: e.address,
-            is_trap: e.is_trap,
-        });
+        match state.exception {
+            // A debug trap respects the shadow of a load of SS.
+            Some(e) if e.exception == Exception::Debug && e.is_trap => {
+                cpu.pending_debug = e.address & DR6_TRAPS
+            }
+            Some(e) => {
+                cpu.exc = PendingException {
+                    vector: Some(e.exception),
+                    error_code: e.error_code.unwrap_or(0),
+                    address: e.address,
+                    is_trap: e.is_trap,
+                }
+            }
+            None => {}
+        }
         cpu.refresh();
         core.msr.tsc_adjust = state.tsc_adjust;
         core.msr.kvm_system_time = find(msr::KVM_SYSTEM_TIME_NEW);
@@ -201,6 +213,16 @@ impl SoftVcpu {
         self.forget_code();
         Ok(())
     }
+}
+
+/// What waits to be delivered: an exception, or a debug trap.
+fn waiting(cpu: &Cpu) -> Option<(Exception, PendingException)> {
+    if let Some(exception) = cpu.exc.vector {
+        return Some((exception, cpu.exc));
+    }
+    let address = cpu.pending_debug & DR6_TRAPS;
+    let trap = PendingException { vector: Some(Exception::Debug), error_code: 0, address, is_trap: true };
+    (address != 0).then_some((Exception::Debug, trap))
 }
 
 fn save_x87(x: &X87) -> X87State {

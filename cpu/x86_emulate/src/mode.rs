@@ -50,6 +50,9 @@ impl ModeKey {
     /// EFER.LMA (64-bit or compatibility mode).
     pub const LMA: u32 = 1 << 20;
 
+    /// DR7 enables a breakpoint, or a debug trap waits: instructions run one by one.
+    pub const BREAKPOINTS: u32 = 1 << 21;
+
     /// Whether all of `bits` are set.
     #[inline(always)]
     pub fn has(self, bits: u32) -> bool {
@@ -102,6 +105,9 @@ impl ModeKey {
         set(Self::V86, v86);
         set(Self::ALIGN, cpu.cr0 & CR0_AM != 0 && cpu.rflags & flags::AC != 0 && cpu.cpl == 3);
         set(Self::TRAP, cpu.rflags & flags::TF != 0);
+        // The top bit of what waits is no trap, but the lack of one.
+        let waits = cpu.pending_debug << 1 != 0;
+        set(Self::BREAKPOINTS, waits || crate::system::debug::breakpoints_enabled(cpu));
         set(Self::TS, cpu.cr0 & CR0_TS != 0);
         set(Self::EM, cpu.cr0 & CR0_EM != 0);
         set(Self::MP, cpu.cr0 & CR0_MP != 0);

@@ -4,11 +4,13 @@
 //! take one part of the architecture.
 
 mod alignment;
+mod breakpoints;
 mod faults;
 mod harness;
 mod interrupts;
 mod paging;
 mod self_modifying;
+mod single_step;
 mod smoke;
 mod smp;
 mod timers;

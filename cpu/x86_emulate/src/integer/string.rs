@@ -10,6 +10,7 @@ use crate::core::{Core, Fault, Word};
 use crate::cpu::RIP;
 use crate::cpu::reg::{RAX, RCX, RDI, RSI};
 use crate::lower::LowerContext;
+use crate::mode::ModeKey;
 use crate::op::{Handler, Op, SEG_CHECKED, Step, segment_linear};
 use x86_decode::{Instruction, Mnemonic, Register};
 use x86_defs::flags::DF;
@@ -140,7 +141,8 @@ fn string<C: Core, W: Word, const KIND: u8, const REP: u8>(c: &mut C, op: &Op<C>
     if left == 0 {
         return Step::Next;
     }
-    if matches!(KIND, MOVS | STOS) && left > 1 {
+    let stepping = c.cpu().mode.has(ModeKey::TRAP);
+    if matches!(KIND, MOVS | STOS) && left > 1 && !stepping {
         let done = attempt!(block::<C, W, KIND>(c, op, left));
         if done > 0 {
             left -= done;
@@ -148,13 +150,16 @@ fn string<C: Core, W: Word, const KIND: u8, const REP: u8>(c: &mut C, op: &Op<C>
             return if left == 0 { Step::Next } else { again(c, op) };
         }
     }
-    for _ in 0..ELEMENTS_AT_ONCE {
+    for _ in 0..if stepping { 1 } else { ELEMENTS_AT_ONCE } {
         attempt!(element::<C, W, KIND>(c, op));
         left -= 1;
         set_masked(c, op, RCX, left);
         let compared = matches!(KIND, CMPS | SCAS);
         if left == 0 || (compared && c.cpu().flags.zf() != (REP == REPE)) {
             return Step::Next;
+        }
+        if c.cpu().pending_debug != 0 {
+            break; // a data breakpoint traps between elements
         }
     }
     again(c, op)
