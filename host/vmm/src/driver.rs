@@ -31,10 +31,13 @@ pub struct Policy {
     pub on_panic: OnPanic,
 }
 
+/// Writes a machine that stands still.
+pub type WriteMachine = Box<dyn FnOnce(&Machine) -> Result<String, String> + Send>;
+
 /// A save that somebody waits for.
 pub struct SaveJob {
     /// Writes the machine, which stands still; gives a sentence for people.
-    pub write: Box<dyn FnOnce(&Machine) -> Result<String, String> + Send>,
+    pub write: WriteMachine,
     /// Who waits.
     pub answer: Sender<Result<String, String>>,
 }

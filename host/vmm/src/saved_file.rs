@@ -221,7 +221,7 @@ impl SavedVm {
         let mut reader = Reader::begin(&mut source).map_err(load)?;
         let (mut vm, mut disks) = (None, Vec::new());
         let machine = loop {
-            let record = reader.next().map_err(load)?.ok_or_else(|| lacks("the machine's spec"))?;
+            let record = reader.next_record().map_err(load)?.ok_or_else(|| lacks("the machine's spec"))?;
             match record.kind {
                 KIND_HOST => {
                     let text = String::from_utf8_lossy(&record.body).into_owned();

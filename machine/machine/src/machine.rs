@@ -239,7 +239,7 @@ impl Machine {
     pub fn restore(&self, reader: &mut Reader<'_>) -> Result<(), LoadError> {
         let (mut partition, mut vcpus, mut devices) = (Vec::new(), Vec::new(), Vec::new());
         let (mut clock, mut ram_known) = (None, false);
-        while let Some(record) = reader.next()? {
+        while let Some(record) = reader.next_record()? {
             match record.kind {
                 KIND_CLOCK => clock = Some(record.state::<SavedClock>()?),
                 KIND_PARTITION => partition.push(record.state::<SavedBlob>()?.blob),

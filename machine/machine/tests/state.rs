@@ -1,8 +1,8 @@
 //! Save, restore and reset of the whole machine.
 
+use machine::KIND_SPEC;
 use machine::saved_vm::{Reader, Record};
 use machine::testing::TestMachine;
-use machine::KIND_SPEC;
 use machine_spec::MachineSpec;
 use machine_spec::layout::{self, port};
 
@@ -47,7 +47,7 @@ fn restored(saved: &[u8]) -> TestMachine {
     test.host.sleep(STIRRED_NS);
     let mut source = saved;
     let mut reader = Reader::begin(&mut source).unwrap();
-    let spec = reader.next().unwrap().unwrap();
+    let spec = reader.next_record().unwrap().unwrap();
     assert_eq!(spec.kind, KIND_SPEC);
     assert_eq!(spec.state::<MachineSpec>().unwrap(), *test.machine.spec());
     test.machine.restore(&mut reader).unwrap();
@@ -58,7 +58,7 @@ fn records(saved: &[u8]) -> Vec<Record> {
     let mut source = saved;
     let mut reader = Reader::begin(&mut source).unwrap();
     let mut records = Vec::new();
-    while let Some(record) = reader.next().unwrap() {
+    while let Some(record) = reader.next_record().unwrap() {
         records.push(record);
     }
     records
@@ -106,7 +106,7 @@ fn a_saved_machine_of_another_shape_is_refused() {
         let test = TestMachine::build(change).unwrap();
         let mut source = &saved[..];
         let mut reader = Reader::begin(&mut source).unwrap();
-        reader.next().unwrap();
+        reader.next_record().unwrap();
         test.machine.restore(&mut reader).unwrap_err().to_string()
     };
     assert!(refuse(|spec| spec.ram.bytes *= 2).contains("RAM"));
@@ -127,7 +127,7 @@ fn cut_and_flipped_saves_are_refused_and_never_panic() {
     let attempt = |bytes: &[u8]| {
         let mut source = bytes;
         let Ok(mut reader) = Reader::begin(&mut source) else { return false };
-        let Ok(Some(_)) = reader.next() else { return false };
+        let Ok(Some(_)) = reader.next_record() else { return false };
         let test = TestMachine::build(|_| {}).unwrap();
         test.machine.restore(&mut reader).is_ok()
     };

@@ -241,7 +241,7 @@ impl<'s> Reader<'s> {
     }
 
     /// The next record; `None` after the last one, which was there and right.
-    pub fn next(&mut self) -> Result<Option<Record>, LoadError> {
+    pub fn next_record(&mut self) -> Result<Option<Record>, LoadError> {
         if self.ended {
             return Ok(None);
         }

@@ -29,7 +29,7 @@ fn sample(compress: bool) -> (GuestRam, Vec<u8>) {
 fn load(mut bytes: &[u8]) -> Result<GuestRam, LoadError> {
     let ram = GuestRam::for_test(RAM_BYTES);
     let mut reader = Reader::begin(&mut bytes)?;
-    while let Some(record) = reader.next()? {
+    while let Some(record) = reader.next_record()? {
         match &record.kind {
             b"RAM " => record.state::<SavedRam>()?.must_be(&SavedRam {
                 span_bytes: RAM_BYTES,

@@ -25,10 +25,13 @@ use virtio_devices::{
 /// Bytes of the test disk.
 pub const DISK_BYTES: usize = 1 << 20;
 
+/// When a timer fires; shared with its handle.
+type Deadline = Arc<Mutex<Option<GuestNs>>>;
+
 #[derive(Default)]
 struct Shared {
     pending: Mutex<VecDeque<DeviceSlot>>,
-    timers: Mutex<Vec<(Arc<Mutex<Option<GuestNs>>>, DeviceSlot)>>,
+    timers: Mutex<Vec<(Deadline, DeviceSlot)>>,
     serial: Mutex<Vec<u8>>,
     input: Mutex<Option<SerialInput>>,
     disk: Mutex<Vec<u8>>,
@@ -115,7 +118,7 @@ impl TestHost {
     }
 }
 
-fn take_due((at, slot): &(Arc<Mutex<Option<GuestNs>>>, DeviceSlot), now: GuestNs) -> Option<DeviceSlot> {
+fn take_due((at, slot): &(Deadline, DeviceSlot), now: GuestNs) -> Option<DeviceSlot> {
     let mut at = at.lock();
     let due = at.is_some_and(|at| at <= now);
     if due {
@@ -192,7 +195,7 @@ impl HostServices for TestHost {
     }
 }
 
-struct TestTimer(Arc<Mutex<Option<GuestNs>>>);
+struct TestTimer(Deadline);
 
 impl Timer for TestTimer {
     fn arm(&self, at: GuestNs) {
