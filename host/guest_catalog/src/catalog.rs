@@ -50,6 +50,11 @@ pub enum Recipe {
         /// The package that depends on the current kernel package.
         metapackage: &'static str,
     },
+    /// A Debian kernel with Linux' own tests of x86 in its initrd.
+    Selftests {
+        /// As above.
+        metapackage: &'static str,
+    },
     /// A Debian system on a GPT disk, built by mmdebstrap.
     DebianDisk {
         /// The release to install.
@@ -126,6 +131,26 @@ static GUESTS: &[Guest] = &[
         booted: MARKER,
         prepared_mib: 60,
         recipe: Recipe::DebianKernel { metapackage: "linux-image-686" },
+    },
+    Guest {
+        name: "selftests",
+        summary: "Linux' own x86 tests, 32- and 64-bit, on the Debian cloud kernel (needs gcc)",
+        architecture: Architecture::Amd64,
+        memory_mib: 512,
+        append: "console=ttyS0",
+        booted: MARKER,
+        prepared_mib: 80,
+        recipe: Recipe::Selftests { metapackage: "linux-image-cloud-amd64" },
+    },
+    Guest {
+        name: "selftests-686",
+        summary: "Linux' own x86 tests, 32-bit, on the Debian 686-pae kernel (needs gcc)",
+        architecture: Architecture::I386,
+        memory_mib: 512,
+        append: "console=ttyS0",
+        booted: MARKER,
+        prepared_mib: 70,
+        recipe: Recipe::Selftests { metapackage: "linux-image-686-pae" },
     },
     Guest {
         name: "alpine",

@@ -28,6 +28,10 @@ pub(crate) const MMDEBSTRAP: Tool =
     Tool { program: "mmdebstrap", package: "mmdebstrap", purpose: "build a Debian system" };
 pub(crate) const MKE2FS: Tool =
     Tool { program: "mke2fs", package: "e2fsprogs", purpose: "make an ext4 filesystem" };
+pub(crate) const SHELL: Tool = Tool { program: "sh", package: "dash", purpose: "run a build script" };
+pub(crate) const GCC: Tool = Tool { program: "gcc", package: "gcc", purpose: "build Linux' selftests" };
+pub(crate) const XZ: Tool =
+    Tool { program: "xz", package: "xz-utils", purpose: "unpack the kernel's source" };
 
 /// Where programs of the administrator live, which are missing from a user's PATH.
 const MORE_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -130,8 +134,6 @@ fn tail(output: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SHELL: Tool = Tool { program: "sh", package: "dash", purpose: "run a script" };
 
     #[test]
     fn a_missing_program_names_its_package() {

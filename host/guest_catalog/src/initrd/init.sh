@@ -8,6 +8,7 @@
 #   bedplate.net=fetch,URL          ... and fetches a file, prints its sum
 #   bedplate.net=serve,PORT,KIB     ... and serves a file of that size, prints its sum
 #   bedplate.busy=disk[,KIB[,DEVICE]] or net,URL   the same in the background, until the last checksum round
+#   bedplate.selftests              runs Linux' own x86 tests, if they are inside
 #   bedplate.poweroff | bedplate.reboot | bedplate.panic
 
 /bin/busybox mkdir -p /proc /sys /dev /tmp /mnt /root /sbin /usr/bin /usr/sbin /var/run
@@ -33,6 +34,7 @@ for word in $(cat /proc/cmdline); do
         bedplate.blk=*) blk "${word#*=}" ;;
         bedplate.net=*) net "${word#*=}" ;;
         bedplate.busy=*) busy "${word#*=}" ;;
+        bedplate.selftests) selftests ;;
         bedplate.poweroff) poweroff -f ;;
         bedplate.reboot) reboot -f ;;
         bedplate.panic) echo c > /proc/sysrq-trigger ;;

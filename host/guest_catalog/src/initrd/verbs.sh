@@ -141,3 +141,20 @@ busy_net() {
         echo "ok after $done rounds, $cut cut short" > /tmp/busy.net
     done
 }
+
+# selftests: each test's exit status (4: skipped), with its output if it failed.
+selftests() {
+    ip link set lo up
+    count=0
+    for test in /lib/bedplate/selftests/*; do
+        [ -x "$test" ] || continue
+        name=${test##*/}
+        echo "BEDPLATE-SELFTEST begins $name"
+        timeout -s KILL 600 "$test" < /dev/null > /tmp/selftest.log 2>&1
+        status=$?
+        [ "$status" = 0 ] || tail -n 15 /tmp/selftest.log
+        echo "BEDPLATE-SELFTEST status $name $status"
+        count=$((count + 1))
+    done
+    echo "BEDPLATE-SELFTEST done $count"
+}

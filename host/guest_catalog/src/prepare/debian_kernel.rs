@@ -5,13 +5,25 @@ use std::fs;
 use super::{Place, file_starting, stage_kernel};
 use crate::catalog::Architecture;
 use crate::error::{CatalogError, IoContext};
+use crate::initrd::{self, Extra};
 use crate::manifest::Manifest;
+use crate::modules;
 use crate::progress::Progress;
-use crate::{initrd, modules};
 
 pub(crate) fn prepare(
     metapackage: &str,
     architecture: Architecture,
+    place: &Place<'_>,
+    progress: &mut dyn Progress,
+) -> Result<Manifest, CatalogError> {
+    with_extras(metapackage, architecture, &[], place, progress)
+}
+
+/// The same with further programs and libraries in the initrd.
+pub(super) fn with_extras(
+    metapackage: &str,
+    architecture: Architecture,
+    extras: &[Extra],
     place: &Place<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Manifest, CatalogError> {
@@ -37,7 +49,7 @@ pub(crate) fn prepare(
     let busybox_path = unpacked.join("bin/busybox");
     let busybox = fs::read(&busybox_path).context("read", &busybox_path)?;
     let path = place.staged.join("initrd.cpio");
-    let archive = initrd::build(&path, &busybox, &modules)?;
+    let archive = initrd::build(&path, &busybox, &modules, extras)?;
     fs::write(&path, archive).context("write", &path)?;
     manifest.add("initrd", place.staged, "initrd.cpio")?;
     Ok(manifest)

@@ -3,6 +3,7 @@
 
 mod debian_disk;
 mod debian_kernel;
+mod selftests;
 mod wheel;
 
 use std::path::Path;
@@ -26,7 +27,8 @@ pub(crate) struct Place<'a> {
 /// so that older caches are prepared again.
 pub(crate) fn recipe_stamp(guest: &Guest) -> String {
     let (kind, revision) = match guest.recipe {
-        Recipe::DebianKernel { .. } => ("debian-kernel", 2),
+        Recipe::DebianKernel { .. } => ("debian-kernel", 3),
+        Recipe::Selftests { .. } => ("selftests", 2),
         Recipe::DebianDisk { .. } => ("debian-disk", 2),
         Recipe::Wheel { .. } => ("wheel", 1),
     };
@@ -42,6 +44,9 @@ pub(crate) fn prepare(
     let mut manifest = match guest.recipe {
         Recipe::DebianKernel { metapackage } => {
             debian_kernel::prepare(metapackage, guest.architecture, place, progress)?
+        }
+        Recipe::Selftests { metapackage } => {
+            selftests::prepare(metapackage, guest.architecture, place, progress)?
         }
         Recipe::DebianDisk { suite, kernel, disk_mib } => {
             debian_disk::prepare(&debian_disk::Disk { suite, kernel, mib: disk_mib }, place, progress)?

@@ -4,6 +4,7 @@ mod boot;
 mod disk;
 mod ending;
 mod network;
+mod selftests;
 mod state;
 mod system;
 
@@ -56,6 +57,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(disk::rows());
     rows.extend(network::rows());
     rows.extend(state::rows());
+    rows.extend(selftests::rows());
     rows.extend(system::rows());
     rows
 }
