@@ -19,7 +19,7 @@ pub const EXIT_CODES: [ExitCode; 8] = [
     ExitCode { code: 0, meaning: "the guest powered off, or the VM was saved" },
     ExitCode { code: 1, meaning: "the VM could not be started" },
     ExitCode { code: 2, meaning: "the command line is wrong" },
-    ExitCode { code: 20, meaning: "ended from outside (Ctrl-A x, ctl kill, SIGTERM)" },
+    ExitCode { code: 20, meaning: "ended from outside (Ctrl-A x, ctl kill)" },
     ExitCode { code: 21, meaning: "triple fault: a processor could not deliver a fault" },
     ExitCode { code: 22, meaning: "the guest's kernel panicked" },
     ExitCode { code: 23, meaning: "the guest asked for a reset, and --on-reset is stop" },

@@ -182,6 +182,9 @@ pub struct RunArgs {
         "engine", "clock_rate", "on_reset", "on_panic", "dry_run",
     ])]
     pub restore: Option<PathBuf>,
+    /// Say how it ended (or, with --dry-run, what it is) as JSON
+    #[arg(long, help_heading = "Running")]
+    pub json: bool,
     /// Print the complete spec and do not run it
     #[arg(long, help_heading = "Running")]
     pub dry_run: bool,

@@ -8,20 +8,28 @@ use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmS
 /// Runs it.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.restore {
-        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?));
+        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?, args.json));
     }
     let spec = spec(args)?;
     if args.dry_run {
-        print!("{}", spec.to_toml());
+        match args.json {
+            true => println!("{}", serde_json::to_string(&spec)?),
+            false => print!("{}", spec.to_toml()),
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(ended(&vmm::launch::run(&spec)?))
+    Ok(ended(&vmm::launch::run(&spec)?, args.json))
 }
 
-/// Says how it ended.
-fn ended(verdict: &vmm::Verdict) -> ExitCode {
-    eprintln!("bedplate: {}", vmm::exit::message(verdict));
-    ExitCode::from(vmm::exit::exit_code(verdict))
+/// Says how it ended; on standard error, because standard output is the guest's.
+fn ended(verdict: &vmm::Verdict, json: bool) -> ExitCode {
+    let (code, message) = (vmm::exit::exit_code(verdict), vmm::exit::message(verdict));
+    if json {
+        eprintln!("{}", serde_json::json!({ "code": code, "message": message }));
+    } else {
+        eprintln!("bedplate: {message}");
+    }
+    ExitCode::from(code)
 }
 
 /// The spec file, completed and overridden by the command line, and resolved.

@@ -1,6 +1,7 @@
 //! The command as a process, from its command line to its exit code, with kernels of a few bytes.
 
 mod bench;
+mod terminal;
 
 use bench::{Bench, counter, run_args};
 use machine::testing::kernel;
@@ -208,7 +209,11 @@ fn a_dry_run_prints_a_spec_that_runs() {
     std::fs::write(bench.path("vm.toml"), &output.stdout).unwrap();
     let again = bench.output(&["run", "vm.toml", "--dry-run"]);
     assert_eq!(said(&again.stdout), said(&output.stdout));
-    assert_eq!(said(&bench.output(&["run", "vm.toml"]).stdout), "spec");
+    let output = bench.output(&["run", "vm.toml", "--json"]);
+    assert_eq!(said(&output.stdout), "spec");
+    assert_eq!(said(&output.stderr), "{\"code\":0,\"message\":\"the guest powered off\"}\n");
+    let json = said(&bench.output(&["run", "vm.toml", "--dry-run", "--json"]).stdout);
+    assert!(json.starts_with('{') && json.contains(r#""cpus":2"#), "{json}");
 }
 
 #[test]
