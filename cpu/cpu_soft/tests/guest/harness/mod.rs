@@ -11,6 +11,7 @@ pub mod guest;
 pub mod images;
 pub mod io;
 pub mod layout;
+pub mod random;
 pub mod smp;
 pub mod watchdog;
 
@@ -18,6 +19,7 @@ pub use guest::{Frame, Guest, Stop};
 pub use images::{Tables, descriptor, gate64, segment};
 pub use io::Recorder;
 pub use layout::*;
+pub use random::Random;
 
 use iced_x86::code_asm::CodeAssembler;
 
