@@ -178,7 +178,11 @@ impl SoftVcpu {
         cpu.msrs = Msrs::default();
         let find = |number: u32| state.msrs.iter().find(|(n, _)| *n == number).map_or(0, |(_, v)| *v);
         each_msr(&mut cpu.msrs, |number, place| *place = find(number));
-        cpu.x = ExtendedState { ymm: [[0; 4]; 16], mxcsr: state.sse.mxcsr, x87: load_x87(&state.x87) };
+        cpu.x = ExtendedState {
+            ymm: [[0; 4]; 16],
+            mxcsr: state.sse.mxcsr & x86_defs::flags::MXCSR_MASK,
+            x87: load_x87(&state.x87),
+        };
         for (ymm, (low, high)) in cpu.x.ymm.iter_mut().zip(state.sse.xmm.iter().zip(&state.avx)) {
             *ymm = [low[0], low[1], high[0], high[1]];
         }
@@ -239,16 +243,20 @@ fn save_x87(x: &X87) -> X87State {
     }
 }
 
+/// The summary bit follows from flags and masks: were it stale, the host would raise what the guest has
+/// pending.
 fn load_x87(x: &X87State) -> X87 {
-    X87 {
+    let mut unit = X87 {
         regs: x.registers.map(|r| F80 { mantissa: r.mantissa, sign_exponent: r.sign_exponent }),
-        control: x.control,
-        status: x.status,
         in_use: x.in_use,
         opcode: x.opcode,
         instruction_pointer: x.instruction_pointer,
         instruction_selector: x.instruction_selector,
         data_pointer: x.data_pointer,
         data_selector: x.data_selector,
-    }
+        ..X87::default()
+    };
+    unit.set_control(x.control);
+    unit.set_status(x.status);
+    unit
 }

@@ -348,3 +348,18 @@ fn states_of_other_processors_and_cut_blobs_are_refused() {
         }
     }
 }
+
+#[test]
+fn a_stale_summary_of_x87_exceptions_is_corrected() {
+    // IE raised and not masked, but ES clear: no instruction leaves it so. The next one must raise #MF in the
+    // guest, never a signal in the host.
+    let mut g = Guest::long();
+    g.edit(|s| (s.x87.control, s.x87.status) = (0x37E, 1));
+    g.code(|a| asm!(a; fld1(); fsin(); hlt();));
+    assert_eq!(g.run_to_stub().vector, 16);
+    // And ES set without a reason.
+    let mut g = Guest::long();
+    g.edit(|s| (s.x87.control, s.x87.status) = (0x37F, 0x81));
+    g.code(|a| asm!(a; fld1(); fsin(); hlt();));
+    g.run_to_halt();
+}
