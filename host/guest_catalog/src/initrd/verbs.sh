@@ -150,7 +150,7 @@ selftests() {
         [ -x "$test" ] || continue
         name=${test##*/}
         echo "BEDPLATE-SELFTEST begins $name"
-        timeout -s KILL 600 "$test" < /dev/null > /tmp/selftest.log 2>&1
+        timeout -s KILL 180 "$test" < /dev/null > /tmp/selftest.log 2>&1
         status=$?
         [ "$status" = 0 ] || tail -n 15 /tmp/selftest.log
         echo "BEDPLATE-SELFTEST status $name $status"

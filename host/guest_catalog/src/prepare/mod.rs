@@ -27,8 +27,8 @@ pub(crate) struct Place<'a> {
 /// so that older caches are prepared again.
 pub(crate) fn recipe_stamp(guest: &Guest) -> String {
     let (kind, revision) = match guest.recipe {
-        Recipe::DebianKernel { .. } => ("debian-kernel", 3),
-        Recipe::Selftests { .. } => ("selftests", 2),
+        Recipe::DebianKernel { .. } => ("debian-kernel", 4),
+        Recipe::Selftests { .. } => ("selftests", 3),
         Recipe::DebianDisk { .. } => ("debian-disk", 2),
         Recipe::Wheel { .. } => ("wheel", 1),
     };
