@@ -16,5 +16,6 @@ pub mod file_lock;
 pub mod net;
 pub mod ram;
 pub mod serial;
+pub mod signals;
 pub mod usernet;
 pub mod wake;

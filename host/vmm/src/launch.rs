@@ -17,6 +17,7 @@ use crate::wire::{OnPanic, SpecError, VmSpec, check_name};
 use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
+use host_io::signals::EndSignals;
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
 use std::path::Path;
@@ -84,6 +85,8 @@ fn launch(
     spec: MachineSpec,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
 ) -> Result<Verdict, LaunchError> {
+    // Before the first thread: all inherit the mask.
+    let signals = EndSignals::block()?;
     let bell = Arc::new(Bell::default());
     let requests = Arc::new(RequestQueue::new({
         let bell = bell.clone();
@@ -92,6 +95,13 @@ fn launch(
     let clock = GuestClock::new(Box::new(HostClock));
     clock.set_rate(spec.clock.rate.numerator, spec.clock.rate.denominator);
     let events = EventLoop::start("events")?;
+    let _end_signals = signals.watch(&events.handle(), {
+        let requests = requests.clone();
+        move |_| {
+            // Refused only when it has ended already.
+            let _ = requests.ask(Request::Stop(Verdict::Killed));
+        }
+    })?;
     let watch = Arc::new(PanicWatch::default());
     let on_panic = panic_timer(&events, &watch, &requests, vm.on_panic);
     let device_events = DeviceEvents::new(events.handle(), clock.clone());

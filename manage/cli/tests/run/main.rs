@@ -58,6 +58,19 @@ fn a_reset_starts_the_kernel_again_in_clean_memory() {
 }
 
 #[test]
+fn a_signal_ends_the_vm_in_order() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(&counter());
+    for signal in ["TERM", "INT", "HUP"] {
+        let mut vm = bench.start(&run_args(&kernel, &[]));
+        vm.expect(">");
+        let sent = std::process::Command::new("kill").args(["-s", signal, &vm.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        assert_eq!(vm.wait().0, 20, "SIG{signal}");
+    }
+}
+
+#[test]
 fn a_running_vm_is_looked_after() {
     let bench = Bench::new();
     let kernel = bench.kernel(&counter());
