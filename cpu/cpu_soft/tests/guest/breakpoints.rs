@@ -124,7 +124,8 @@ fn data_breakpoints_are_traps_and_overlap_counts() {
 
 #[test]
 fn every_kind_of_access_is_watched() {
-    let forms: [(&str, bool, fn(&mut CodeAssembler)); 14] = [
+    type Form = (&'static str, bool, fn(&mut CodeAssembler));
+    let forms: [Form; 14] = [
         ("push", true, |a| asm!(a; lea(rsp, ptr(rbx + 8)); push(rax);)),
         ("pop", false, |a| asm!(a; mov(rsp, rbx); pop(rax);)),
         ("call", true, |a| asm!(a; lea(rsp, ptr(rbx + 8)); mov(eax, (CODE + 0x100) as u32); call(rax);)),

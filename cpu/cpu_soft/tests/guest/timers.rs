@@ -168,7 +168,7 @@ fn kvmclock_agrees_with_the_clock() {
         assert_eq!(version % 2, 0);
         let delta = tsc - stamp;
         let delta = if shift < 0 { delta >> -shift } else { delta << shift };
-        system + (u128::from(delta) * u128::from(multiplier) >> 32) as u64
+        system + ((u128::from(delta) * u128::from(multiplier)) >> 32) as u64
     };
     assert!(time_at(&g, tsc).abs_diff(123_456_789) <= 1);
     assert!(time_at(&g, tsc + 1_000_000_000).abs_diff(1_123_456_789) < 1000);

@@ -85,6 +85,13 @@ impl Tables {
         t
     }
 
+    /// As [`Tables::another`], for PAE paging.
+    pub fn another_pae(&mut self) -> Self {
+        let mut t = Self { levels: 3, ..self.another() };
+        t.root = t.frame();
+        t
+    }
+
     /// A zeroed frame.
     pub fn frame(&mut self) -> u64 {
         let at = self.next;
@@ -136,17 +143,6 @@ impl Tables {
         let place = self.entry(linear, level);
         self.store(place, entry | if level > 1 { PTE_PS } else { 0 });
         place
-    }
-
-    /// What the entry for `linear` at `level` holds now.
-    pub fn get(&mut self, linear: u64, level: u32) -> u64 {
-        let place = self.entry(linear, level);
-        self.load(place)
-    }
-    /// Changes it without a flush.
-    pub fn set(&mut self, linear: u64, level: u32, entry: u64) {
-        let place = self.entry(linear, level);
-        self.store(place, entry);
     }
 
     /// Maps `bytes` from 0 onto themselves with 4 KiB pages and `bits`.

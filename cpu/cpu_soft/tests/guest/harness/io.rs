@@ -47,9 +47,6 @@ impl Recorder {
         self.done.store(true, SeqCst);
         self.kickers.lock().unwrap().iter().for_each(Kicker::kick);
     }
-    pub fn again(&self) {
-        self.done.store(false, SeqCst);
-    }
     /// What was recorded since the last call.
     pub fn take(&self) -> Vec<Event> {
         std::mem::take(&mut self.events.lock().unwrap())

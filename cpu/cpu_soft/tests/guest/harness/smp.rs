@@ -38,7 +38,6 @@ impl Wake for Bell {
 /// See the module's header.
 pub struct Smp {
     pub ram: GuestRam,
-    pub time: ManualTime,
     pub io: Arc<Recorder>,
     pub partition: Box<dyn Partition>,
     pub vcpus: Vec<Box<dyn Vcpu>>,
@@ -59,7 +58,7 @@ impl Smp {
     /// vCPUs after power-up.
     pub fn at_reset(vcpus: u32) -> Self {
         let ram = ram();
-        let (time, clock) = ManualTime::clock();
+        let (_, clock) = ManualTime::clock();
         let layout = PartitionLayout {
             ram: ram.clone(),
             vcpus,
@@ -74,7 +73,7 @@ impl Smp {
         let io = Arc::new(Recorder::default());
         vcpus.iter().for_each(|v| io.add_kicker(v.kicker()));
         let tables = Tables::long(&ram);
-        Self { ram, time, io, partition, vcpus, bells, tables }
+        Self { ram, io, partition, vcpus, bells, tables }
     }
 
     /// All vCPUs in 64-bit mode, with their number in RDI, at `CODE`, where they enable their x2APIC, wait for

@@ -4,7 +4,6 @@
 use crate::asm;
 use crate::harness::apic::*;
 use crate::harness::smp::*;
-use crate::harness::*;
 use guest_memory::DmaSpace;
 use iced_x86::code_asm::*;
 use x86_defs::paging::*;
