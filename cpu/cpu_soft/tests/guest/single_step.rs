@@ -192,3 +192,19 @@ fn user_code_is_stepped_from_the_kernel() {
     });
     assert_eq!(g.run_to_stub().rip, CODE + 2);
 }
+
+#[test]
+fn sysret_that_loads_tf_traps_at_once() {
+    let mut g = Guest::user64();
+    g.edit(|s| {
+        s.segments = guest::long_state(s.cr3).segments;
+        s.efer |= EFER_SCE;
+        s.msrs = vec![(msr::STAR, u64::from(KCODE64) << 32 | u64::from(UCODE32) << 48)];
+        s.gpr[1] = CODE + 0x800;
+        s.gpr[11] = flags::TF | flags::FIXED_1;
+    });
+    g.code(|a| asm!(a; sysretq();));
+    g.code_at(64, CODE + 0x800, |a| asm!(a; inc(ebx); inc(ebx);));
+    let frame = g.run_to_stub();
+    assert_eq!((frame.vector, frame.rip, g.state().gpr[3]), (1, CODE + 0x800, 0));
+}

@@ -10,7 +10,7 @@ use crate::lower::{LowerContext, gpr};
 use crate::mode::ModeKey;
 use crate::op::{Op, Step};
 use x86_decode::{Instruction, Mnemonic};
-use x86_defs::control::{CR4_FSGSBASE, EFER_LMA, EFER_SCE};
+use x86_defs::control::{CR4_FSGSBASE, DR6_BS, EFER_LMA, EFER_SCE};
 use x86_defs::{Segment, SegmentAttributes, SegmentIndex, flags};
 
 /// Flags that SYSRET takes from R11.
@@ -80,6 +80,10 @@ fn sysret<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
     let image = cpu.gpr[reg::R11] & SYSRET_FLAGS;
     cpu.flags = crate::flags::LazyFlags::from_bits(image);
     cpu.rflags = image & !flags::STATUS | flags::FIXED_1;
+    if image & flags::TF != 0 {
+        // Other than IRET and POPF it traps behind itself already.
+        cpu.pending_debug |= DR6_BS;
+    }
     let base = (cpu.msrs.star >> 48) as u16;
     let code = if long { base.wrapping_add(16) } else { base } | 3;
     let ip = if long { rcx } else { rcx & 0xFFFF_FFFF };
