@@ -150,9 +150,11 @@ fn shootdown_by_ipi() {
         a.set_label(&mut others).unwrap();
         a.nop().unwrap();
         a.set_label(&mut look).unwrap();
-        // Newer is possible, older is not: compare modulo 64 within a window of one.
-        asm!(a; pause(); mov(r12d, dword_ptr(PUBLISHED)); mov(eax, dword_ptr(rbx)); sub(eax, r12d); and(eax, 63);
-            cmp(eax, 1); seta(al); or(byte_ptr(BROKEN), al); cmp(r12d, TURNS); jb(look););
+        // Older than what was published before the look is stale, whatever happened in between. What is seen may
+        // be one ahead of what is published behind the look. Distances are modulo 64.
+        asm!(a; pause(); mov(r12d, dword_ptr(PUBLISHED)); mov(eax, dword_ptr(rbx)); mov(r13d, dword_ptr(PUBLISHED));
+            sub(eax, r12d); and(eax, 63); sub(r13d, r12d); inc(r13d); cmp(eax, r13d); seta(al);
+            or(byte_ptr(BROKEN), al); cmp(r12d, TURNS); jb(look););
         a.set_label(&mut end).unwrap();
         a.nop().unwrap();
     });
