@@ -32,12 +32,10 @@ impl HostSpan {
         Self { base, len, _owner: owner }
     }
 
-    /// Zeroed memory from the allocator, for tests and small machines. Rounded up to whole pages.
+    /// Zeroed memory from the allocator, for tests and small machines. Rounded up to whole pages. Large blocks cost
+    /// nothing before they are touched.
     pub fn allocate(len: usize) -> Self {
-        #[repr(C, align(4096))]
-        #[derive(Clone, Copy)]
-        struct Page([u8; 4096]);
-        struct Owner(*mut [Page]);
+        struct Owner(*mut [u8]);
         // SAFETY: only the pointer is kept; the memory is used through `HostSpan`.
         unsafe impl Send for Owner {}
         // SAFETY: as above.
@@ -48,11 +46,14 @@ impl HostSpan {
                 drop(unsafe { Box::from_raw(self.0) });
             }
         }
-        let pages = len.div_ceil(4096);
-        let raw = Box::into_raw(alloc::vec![Page([0; 4096]); pages].into_boxed_slice());
-        let base = NonNull::new(raw.cast::<u8>()).unwrap_or(NonNull::dangling());
-        // SAFETY: the allocation lives until `Owner` is dropped and nothing refers to it.
-        unsafe { Self::new(base, pages * 4096, Box::new(Owner(raw))) }
+        let bytes = len.next_multiple_of(4096);
+        // Bytes, because the allocator gives only those zeroed by the operating system; one page more, to align.
+        let raw = Box::into_raw(alloc::vec![0u8; bytes + 4096].into_boxed_slice());
+        let first = raw.cast::<u8>();
+        let base = NonNull::new(first.wrapping_add(first.align_offset(4096))).unwrap_or(NonNull::dangling());
+        // SAFETY: the allocation lives until `Owner` is dropped and nothing refers to it; `align_offset` is below a
+        // page, so that `bytes` bytes follow.
+        unsafe { Self::new(base, bytes, Box::new(Owner(raw))) }
     }
 
     /// Its length in bytes.

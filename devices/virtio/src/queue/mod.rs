@@ -157,8 +157,10 @@ impl Queue {
     /// How many chains wait.
     fn waiting(&mut self, layout: &QueueLayout) -> Option<u16> {
         let published: u16 = self.ring(|dma| dma.load(layout.available + 2))?;
+        // Those that we hold count: without that, one head published over and over would make us hold any number.
+        let held = self.next_available.wrapping_sub(self.next_used);
         let waiting = published.wrapping_sub(self.next_available);
-        if waiting > layout.size {
+        if u32::from(held) + u32::from(waiting) > layout.size.into() {
             self.fail();
             return None;
         }

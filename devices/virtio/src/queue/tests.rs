@@ -147,6 +147,73 @@ fn malformed_chains_break_the_queue() {
     r.breaks();
 }
 
+/// A driver has as many chains as the ring has entries: one that publishes a head again before it came back would
+/// have us hold more and more.
+#[test]
+fn more_chains_than_the_ring_has_entries_break_the_queue() {
+    let mut r = rig(0);
+    for head in 0..SIZE {
+        r.descriptor(TABLE, head, 0x4000, 1, 0, 0);
+        r.publish(head);
+        assert!(r.queue.pop().is_some());
+    }
+    r.queue.push(3, 1);
+    r.publish(3);
+    let chain = r.queue.pop().expect("one came back, one may go");
+    r.queue.unpop(&chain);
+    r.publish(4);
+    assert!(r.queue.pop().is_some_and(|chain| chain.head() == 3));
+    assert_eq!(r.queue.pop(), None);
+    assert!(r.queue.is_broken());
+    // An index that goes back, to before what we took.
+    let mut r = rig(0);
+    for head in 0..4 {
+        r.descriptor(TABLE, head, 0x4000, 1, 0, 0);
+        r.publish(head);
+        assert!(r.queue.pop().is_some());
+    }
+    r.ram.store(AVAIL + 2, 2u16);
+    assert_eq!(r.queue.pop(), None);
+    assert!(r.queue.is_broken());
+}
+
+/// Descriptors may name the same memory twice, also that of the rings: both are just memory.
+#[test]
+fn overlapping_buffers_and_rings_are_plain_memory() {
+    let mut r = rig(0);
+    r.descriptor(TABLE, 0, 0x4000, 16, N, 1);
+    r.descriptor(TABLE, 1, 0x4008, 16, N | W, 2);
+    r.descriptor(TABLE, 2, 0x4000, 16, N | W, 3);
+    r.descriptor(TABLE, 3, TABLE, 64, W, 0);
+    r.publish(0);
+    let chain = r.queue.pop().unwrap();
+    let dma = r.queue.dma().clone();
+    let mut writer = chain.writer(&dma);
+    assert_eq!((writer.remaining(), writer.write(&[0xAA; 96])), (96, 96));
+    // The chain was read once: what its own data did to the table changes nothing any more.
+    assert_eq!(chain.writer(&dma).remaining(), 96);
+    let mut overwritten = [0; 64];
+    r.ram.load_bytes(TABLE, &mut overwritten);
+    assert_eq!(overwritten, [0xAA; 64]);
+    r.queue.push(0, 96);
+    r.publish(0);
+    assert_eq!(r.queue.pop(), None);
+    assert!(r.queue.is_broken(), "0xAAAA.. is not in RAM");
+
+    // Rings on each other: what is used counts as available, and every look at it does bounded work.
+    let mut r = rig(0);
+    let layout = QueueLayout { used: AVAIL, ..LAYOUT };
+    let (dma, log) = (r.queue.dma().clone(), r.log.clone());
+    r.queue = Queue::new(0, Some(layout), 0, dma, log, QueueState::default());
+    r.descriptor(TABLE, 0, 0x4000, 1, W, 0);
+    r.publish(0);
+    for _ in 0..100_000 {
+        let Some(chain) = r.queue.pop() else { break };
+        r.queue.push(chain.head(), 1);
+    }
+    assert!(r.queue.is_broken() || !r.queue.arm());
+}
+
 #[test]
 fn rings_outside_of_ram_break_the_queue() {
     for layout in [
@@ -188,13 +255,20 @@ fn without_bus_master_a_queue_waits() {
 #[test]
 fn interrupts_by_flag() {
     let mut r = rig(0);
+    r.descriptor(TABLE, 0, 0x4000, 1, 0, 0);
+    let take = |r: &mut Rig| {
+        r.publish(0);
+        assert!(r.queue.pop().is_some());
+    };
     r.queue.signal();
     assert_eq!(r.signals(), 0);
+    take(&mut r);
     r.queue.push(0, 0);
     r.queue.signal();
     r.queue.signal();
     assert_eq!(r.signals(), 1);
     r.ram.store(AVAIL, AVAIL_NO_INTERRUPT);
+    take(&mut r);
     r.queue.push(0, 0);
     r.queue.signal();
     assert_eq!(r.signals(), 0);

@@ -1,29 +1,29 @@
-//! A ground for tests: time moves when told, disks are memory, networks echo nothing.
+//! A ground for tests: time moves when told, and the host's ends are those of [`super::ends`].
 
+use super::ends::{Console, Ends, Entropy, MemoryDisk, Network, SerialLog};
 use super::kernel;
 use crate::host::{DeviceSlot, HostError, HostServices, SerialInput};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use chipset::SerialOut;
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use device::Waker;
-use guest_memory::{DmaSpace, GuestRam, HostSpan};
+use guest_memory::{GuestRam, HostSpan};
 use guest_time::manual::ManualTime;
-use guest_time::{GuestClock, GuestNs, Timer};
-use hypervisor::Wake;
+use guest_time::{GuestClock, GuestNs, HostTime, Timer};
+use hypervisor::{Kicker, Wake};
 use machine_spec::{HostKey, RamSpec};
 use sync::{Mutex, Once};
-use virtio_devices::{
-    BlockBackend, BlockInfo, BlockOp, BlockRequest, Busy, Completion, ConsoleBackend, EntropySource,
-    NetBackend,
-};
+use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
 
-/// Bytes of the test disk.
-pub const DISK_BYTES: usize = 1 << 20;
+/// Polls after which nobody believes any more that a device comes to rest.
+const MANY_POLLS: usize = 10_000;
+/// As many as are waited for when restless devices are allowed.
+const SOME_POLLS: usize = 100;
 
 /// When a timer fires; shared with its handle.
 type Deadline = Arc<Mutex<Option<GuestNs>>>;
@@ -32,36 +32,60 @@ type Deadline = Arc<Mutex<Option<GuestNs>>>;
 struct Shared {
     pending: Mutex<VecDeque<DeviceSlot>>,
     timers: Mutex<Vec<(Deadline, DeviceSlot)>>,
-    serial: Mutex<Vec<u8>>,
-    input: Mutex<Option<SerialInput>>,
-    disk: Mutex<Vec<u8>>,
+    ends: Ends,
     ram: Once<GuestRam>,
     kernel: Mutex<Vec<u8>>,
     missing: Mutex<Option<String>>,
+    restless: AtomicBool,
+}
+
+/// A clock that moves when told, and kicks a vCPU when it was looked at often enough.
+#[derive(Clone, Default)]
+struct Time {
+    manual: ManualTime,
+    looks: Arc<AtomicU64>,
+    kicker: Arc<Mutex<Option<Kicker>>>,
+}
+
+impl HostTime for Time {
+    fn now_ns(&self) -> u64 {
+        let last = self.looks.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) == Ok(1);
+        if let Some(kicker) = self.kicker.lock().as_ref().filter(|_| last) {
+            kicker.kick();
+        }
+        self.manual.now_ns()
+    }
+    fn wall_ns(&self) -> u64 {
+        self.manual.wall_ns()
+    }
 }
 
 /// See the module's header. Clones are the same ground.
 #[derive(Clone)]
 pub struct TestHost {
-    time: ManualTime,
+    time: Time,
     clock: GuestClock,
     shared: Arc<Shared>,
 }
 
 impl Default for TestHost {
     fn default() -> Self {
-        let time = ManualTime::default();
-        let clock = GuestClock::new(Box::new(time.clone()));
-        let shared = Shared {
-            disk: Mutex::new(vec![0; DISK_BYTES]),
-            kernel: Mutex::new(kernel::pvh(&kernel::IDLE)),
-            ..Shared::default()
-        };
-        Self { time, clock, shared: Arc::new(shared) }
+        Self::new(Time::default(), Ends::default())
     }
 }
 
 impl TestHost {
+    fn new(time: Time, ends: Ends) -> Self {
+        let clock = GuestClock::new(Box::new(time.clone()));
+        let kernel = Mutex::new(kernel::pvh(&kernel::IDLE));
+        Self { time, clock, shared: Arc::new(Shared { ends, kernel, ..Shared::default() }) }
+    }
+    /// The same host, for a machine that is brought back: its time, disks and moods.
+    pub fn again(&self) -> Self {
+        let host = Self::new(self.time.clone(), self.shared.ends.again());
+        host.shared.restless.store(self.shared.restless.load(SeqCst), SeqCst);
+        host
+    }
     pub(super) fn set_ram(&self, ram: GuestRam) {
         self.shared.ram.call_once(|| ram);
     }
@@ -71,7 +95,20 @@ impl TestHost {
     }
     /// Lets time pass outside of the machine.
     pub fn sleep(&self, ns: u64) {
-        self.time.advance(ns);
+        self.time.manual.advance(ns);
+    }
+    /// Kicks a vCPU when its engine has looked at the clock `looks` times: the end of a run, without a watch.
+    pub fn kick_after(&self, looks: u64, kicker: Kicker) {
+        *self.time.kicker.lock() = Some(kicker);
+        self.time.looks.store(looks, SeqCst);
+    }
+    /// The host's ends of the devices.
+    pub fn ends(&self) -> &Ends {
+        &self.shared.ends
+    }
+    /// A guest may keep a device busy for ever (rings that lie on each other): [`TestHost::settle`] gives up quietly.
+    pub fn allow_restless(&self) {
+        self.shared.restless.store(true, SeqCst);
     }
     /// The host has no resource of this key.
     pub fn lack(&self, key: &str) {
@@ -79,34 +116,34 @@ impl TestHost {
     }
     /// What the guest wrote to its serial ports.
     pub fn serial_output(&self) -> Vec<u8> {
-        self.shared.serial.lock().clone()
+        self.shared.ends.serial_output()
     }
     /// Types at the first serial port.
     pub fn type_text(&self, text: &[u8]) -> usize {
-        let input = self.shared.input.lock().clone();
-        input.map_or(0, |input| input.receive(text))
+        self.shared.ends.type_text(text)
     }
     /// Polls whoever asked for it, until nobody does (or too many: a device that always asks again is broken).
     pub fn settle(&self) {
-        for _ in 0..10_000 {
+        let restless = self.shared.restless.load(SeqCst);
+        for _ in 0..if restless { SOME_POLLS } else { MANY_POLLS } {
             let Some(slot) = self.shared.pending.lock().pop_front() else { return };
             slot.poll();
         }
-        panic!("a device asks for polls without end");
+        assert!(restless, "a device asks for polls without end");
     }
     /// Lets `ns` pass: timers fire, devices are polled.
     pub fn advance(&self, ns: u64) {
         let end = self.clock.now() + ns;
-        for _ in 0..10_000 {
+        for _ in 0..MANY_POLLS {
             self.settle();
             let next = self.shared.timers.lock().iter().filter_map(|(at, _)| *at.lock()).min();
             let Some(at) = next.filter(|at| *at <= end) else { break };
-            self.time.advance(at.saturating_sub(self.clock.now()));
+            self.time.manual.advance(at.saturating_sub(self.clock.now()));
             let due: Vec<DeviceSlot> =
                 self.shared.timers.lock().iter().filter_map(|t| take_due(t, at)).collect();
             due.iter().for_each(DeviceSlot::poll);
         }
-        self.time.advance(end.saturating_sub(self.clock.now()));
+        self.time.manual.advance(end.saturating_sub(self.clock.now()));
         self.settle();
     }
 
@@ -170,28 +207,28 @@ impl HostServices for TestHost {
         &self,
         stream: Option<&HostKey>,
         input: SerialInput,
-        _: Waker,
+        waker: Waker,
     ) -> Result<Box<dyn SerialOut>, HostError> {
         self.check(stream)?;
-        if stream.is_some() {
-            *self.shared.input.lock() = Some(input);
-        }
-        Ok(Box::new(SerialLog(self.shared.clone())))
+        Ok(Box::new(SerialLog::open(&self.shared.ends, stream.map(|key| &*key.0), input, waker)))
     }
     fn open_console(&self, stream: Option<&HostKey>) -> Result<Box<dyn ConsoleBackend>, HostError> {
         self.check(stream)?;
-        Ok(Box::new(Silence))
+        Ok(Box::new(Console {
+            name: stream.map_or("console", |key| &key.0).into(),
+            ends: self.shared.ends.clone(),
+        }))
     }
     fn open_disk(&self, disk: &HostKey) -> Result<Box<dyn BlockBackend>, HostError> {
         self.check(Some(disk))?;
-        Ok(Box::new(MemoryDisk { shared: self.shared.clone(), waker: None, done: VecDeque::new() }))
+        Ok(Box::new(MemoryDisk::new(disk.0.clone(), self.shared.ends.clone())))
     }
     fn open_net(&self, net: &HostKey) -> Result<(Box<dyn NetBackend>, u16), HostError> {
         self.check(Some(net))?;
-        Ok((Box::new(Silence), 1500))
+        Ok((Box::new(Network { name: net.0.clone(), ends: self.shared.ends.clone() }), 1500))
     }
     fn entropy(&self) -> Result<Box<dyn EntropySource>, HostError> {
-        Ok(Box::new(Silence))
+        Ok(Box::new(Entropy))
     }
 }
 
@@ -203,95 +240,5 @@ impl Timer for TestTimer {
     }
     fn cancel(&self) {
         *self.0.lock() = None;
-    }
-}
-
-struct SerialLog(Arc<Shared>);
-
-impl SerialOut for SerialLog {
-    fn write(&mut self, bytes: &[u8]) -> usize {
-        self.0.serial.lock().extend_from_slice(bytes);
-        bytes.len()
-    }
-    fn input_room(&mut self) {}
-}
-
-/// Takes everything, gives nothing.
-struct Silence;
-
-impl ConsoleBackend for Silence {
-    fn set_waker(&mut self, _: Waker) {}
-    fn write(&mut self, data: &[u8]) -> usize {
-        data.len()
-    }
-    fn read(&mut self, _: &mut [u8]) -> usize {
-        0
-    }
-}
-
-impl NetBackend for Silence {
-    fn set_waker(&mut self, _: Waker) {}
-    fn send(&mut self, _: &[u8]) -> Result<(), Busy> {
-        Ok(())
-    }
-    fn receive(&mut self, _: &mut [u8]) -> Option<usize> {
-        None
-    }
-}
-
-impl EntropySource for Silence {
-    fn fill(&mut self, buf: &mut [u8]) {
-        buf.fill(0x5A);
-    }
-}
-
-struct MemoryDisk {
-    shared: Arc<Shared>,
-    waker: Option<Waker>,
-    done: VecDeque<Completion>,
-}
-
-impl BlockBackend for MemoryDisk {
-    fn info(&self) -> BlockInfo {
-        BlockInfo {
-            bytes: DISK_BYTES as u64,
-            read_only: false,
-            block_bytes: 512,
-            physical_block_bytes: 4096,
-            discard: true,
-            write_zeroes: true,
-        }
-    }
-    fn set_waker(&mut self, waker: Waker) {
-        self.waker = Some(waker);
-    }
-    fn submit(&mut self, request: BlockRequest, mem: &DmaSpace) -> Result<(), Busy> {
-        let mut disk = self.shared.disk.lock();
-        match request.op {
-            BlockOp::Read { offset } | BlockOp::Write { offset } => {
-                let mut at = offset as usize;
-                for buffer in request.buffers.iter() {
-                    let part = &mut disk[at..at + buffer.len as usize];
-                    match request.op {
-                        BlockOp::Read { .. } => mem.ram().store_bytes(buffer.offset, part),
-                        _ => mem.ram().load_bytes(buffer.offset, part),
-                    }
-                    at += buffer.len as usize;
-                }
-            }
-            BlockOp::WriteZeroes { offset, bytes, .. } | BlockOp::Discard { offset, bytes } => {
-                disk[offset as usize..(offset + bytes) as usize].fill(0);
-            }
-            BlockOp::Flush => {}
-        }
-        drop(disk);
-        self.done.push_back(Completion { id: request.id, result: Ok(()) });
-        if let Some(waker) = &self.waker {
-            waker.wake();
-        }
-        Ok(())
-    }
-    fn next_completion(&mut self) -> Option<Completion> {
-        self.done.pop_front()
     }
 }

@@ -1,8 +1,9 @@
-//! A machine without a CPU and without a host: for tests and fuzzing of the board.
+//! A machine without a host, and without a CPU if a test needs none: for tests and fuzzing of the board.
 //!
 //! [`engine::ScriptEngine`] is a hypervisor whose vCPUs play a list of accesses; [`host::TestHost`] is a ground on which
-//! time moves only when told; [`kernel`] makes kernels of a few bytes.
+//! time moves only when told, with the devices' other ends in [`ends`]; [`kernel`] makes kernels of a few bytes.
 
+pub mod ends;
 pub mod engine;
 pub mod host;
 pub mod kernel;
@@ -14,6 +15,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use engine::ScriptEngine;
 use host::TestHost;
+use hypervisor::Hypervisor;
 use machine_spec::{
     BlkSpec, BootSpec, ClockSpec, ConsoleSpec, CpuSpec, DeviceSpec, HostKey, Mac, MachineSpec, NetSpec,
     RamBacking, RamSpec, RngSpec, UartSpec, Uuid,
@@ -61,11 +63,11 @@ pub fn spec() -> MachineSpec {
 }
 
 /// A machine with everything around it.
-pub struct TestMachine {
+pub struct TestMachine<E = ScriptEngine> {
     /// The machine.
     pub machine: Machine,
     /// Its engine.
-    pub engine: ScriptEngine,
+    pub engine: E,
     /// Its ground.
     pub host: TestHost,
     /// What was asked.
@@ -75,9 +77,24 @@ pub struct TestMachine {
 impl TestMachine {
     /// Builds [`spec`] as changed by `change`, without booting it.
     pub fn build(change: impl FnOnce(&mut MachineSpec)) -> Result<Self, crate::BuildError> {
+        Self::build_on(ScriptEngine::default(), TestHost::default(), change)
+    }
+
+    /// Builds [`spec`] and boots a kernel that does nothing; time runs.
+    pub fn started() -> Self {
+        Self::started_on(ScriptEngine::default())
+    }
+}
+
+impl<E: Hypervisor> TestMachine<E> {
+    /// As [`TestMachine::build`], with an engine and a ground of the test's choice.
+    pub fn build_on(
+        engine: E,
+        host: TestHost,
+        change: impl FnOnce(&mut MachineSpec),
+    ) -> Result<Self, crate::BuildError> {
         let mut spec = spec();
         change(&mut spec);
-        let (engine, host) = (ScriptEngine::default(), TestHost::default());
         let requests = Arc::new(RequestQueue::new(|| {}));
         let parts = Parts { engine: &engine, host: &host, requests: requests.clone() };
         let machine = Machine::build(spec, &parts)?;
@@ -85,9 +102,10 @@ impl TestMachine {
         Ok(Self { machine, engine, host, requests })
     }
 
-    /// Builds [`spec`] and boots a kernel that does nothing; time runs.
-    pub fn started() -> Self {
-        let test = Self::build(|_| {}).expect("the test machine's spec is sound");
+    /// As [`TestMachine::started`], with an engine of the test's choice.
+    pub fn started_on(engine: E) -> Self {
+        let test =
+            Self::build_on(engine, TestHost::default(), |_| {}).expect("the test machine's spec is sound");
         test.machine.boot(&test.host).expect("the test machine's kernel can be booted");
         test.host.start();
         test
