@@ -70,7 +70,8 @@ fn boot(options: &BootOptions) -> Result<bool> {
     let mut contenders = vec![contender("QEMU TCG, -cpu max", trials::qemu()?)];
     match workspace::bedplate("release")? {
         Some(binary) => {
-            contenders.push(contender("Bedplate", Vmm::Bedplate { binary, more: options.more.clone() }))
+            let more = ["--statistics".to_string()].into_iter().chain(options.more.iter().cloned()).collect();
+            contenders.push(contender("Bedplate", Vmm::Bedplate { binary, more }))
         }
         None => eprintln!("bedplate: not built yet, so only TCG is measured"),
     }

@@ -3,16 +3,17 @@
 use crate::core::{NO_PAGE, SoftCore};
 use crate::msr::EngineMsrs;
 use crate::run::SoftVcpu;
-use crate::shared::{Shared, attention};
+use crate::shared::{Shared, VcpuShared, attention};
 use crate::tlb::Tlb;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use apic::{ApicClock, LocalApic, Message};
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use hypervisor::{
     Capabilities, EngineError, Hypervisor, IrqSink, Kicker, Msi, MsiRoute, MsiSink, Partition,
-    PartitionLayout, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
+    PartitionLayout, Statistics, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
 };
 use saved_state::{RestoreError, StateBlob};
 use sync::Mutex;
@@ -96,6 +97,12 @@ impl Partition for SoftPartition {
         }
     }
     fn reset(&self) {}
+
+    fn statistics(&self) -> Statistics {
+        let sum =
+            |of: fn(&VcpuShared) -> &AtomicU64| self.shared.vcpus.iter().map(|v| of(v).load(Relaxed)).sum();
+        Statistics { instructions: Some(sum(|v| &v.instructions)), busy_ns: sum(|v| &v.busy_ns) }
+    }
 }
 
 struct Sink(Arc<Shared>);

@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use guest_time::GuestNs;
 use hypervisor::{VcpuExit, VcpuIo};
 use x86_defs::{Exception, SegmentIndex, control, flags};
 use x86_emulate::cpu::{PendingException, RIP};
@@ -33,6 +34,8 @@ pub struct SoftVcpu {
     pub(crate) shutdown: bool,
     /// Instructions executed.
     pub(crate) instructions: u64,
+    /// Guest time of the last look at the clock, while `run` is under way.
+    looked_at: GuestNs,
 }
 
 /// Modes in which instructions run one by one.
@@ -55,12 +58,14 @@ impl SoftVcpu {
             nmi_pending: false,
             shutdown: false,
             instructions: 0,
+            looked_at: 0,
         }
     }
 
     /// Runs until the machine has something to decide.
     pub(crate) fn run_guest(&mut self, io: &Arc<dyn VcpuIo>) -> VcpuExit {
         self.core.io = Some(io.clone());
+        self.looked_at = self.core.shared.clock.now();
         let exit = loop {
             self.core.me.enter();
             self.take_notices();
@@ -106,7 +111,11 @@ impl SoftVcpu {
             return Some(VcpuExit::Kicked);
         }
         let core = &mut *self.core;
-        core.apic.advance(core.shared.clock.now());
+        let now = core.shared.clock.now();
+        core.me.instructions.store(self.instructions, Relaxed);
+        core.me.busy_ns.fetch_add(now.saturating_sub(self.looked_at), Relaxed);
+        self.looked_at = now;
+        core.apic.advance(now);
         let arrived = core.apic.poll_inbox();
         if arrived.init {
             self.init();

@@ -56,6 +56,10 @@ pub struct VcpuShared {
     notices: Mutex<Vec<CodeNotice>>,
     posted: AtomicU64,
     taken: AtomicU64,
+    /// Instructions executed, as of the last look at the clock.
+    pub instructions: AtomicU64,
+    /// Guest time spent executing, as of the last look at the clock.
+    pub busy_ns: AtomicU64,
     waker: Once<Arc<dyn Wake>>,
 }
 
@@ -68,6 +72,8 @@ impl VcpuShared {
             notices: Mutex::new(Vec::new()),
             posted: AtomicU64::new(0),
             taken: AtomicU64::new(0),
+            instructions: AtomicU64::new(0),
+            busy_ns: AtomicU64::new(0),
             waker: Once::new(),
         }
     }

@@ -79,6 +79,23 @@ pub trait Hypervisor: Send + Sync {
     fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError>;
 }
 
+/// What the vCPUs of a partition have done since it was made. The numbers only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Instructions executed, if the engine counts them.
+    pub instructions: Option<u64>,
+    /// Guest time that vCPUs spent executing, summed over them.
+    pub busy_ns: GuestNs,
+}
+
+impl Statistics {
+    /// Millions of instructions per second of execution; `None` if they are not counted or nothing ran.
+    pub fn mips(&self) -> Option<f64> {
+        let instructions = self.instructions.filter(|_| self.busy_ns > 0)?;
+        Some(instructions as f64 * 1000.0 / self.busy_ns as f64)
+    }
+}
+
 /// An engine's VM: vCPUs with their local APICs and a physical address space.
 pub trait Partition: Send + Sync {
     /// Creates vCPU `id`. `waker` is called when something arrives for it while it is halted.
@@ -93,6 +110,8 @@ pub trait Partition: Send + Sync {
     fn restore(&self, blobs: &[StateBlob]) -> Result<(), RestoreError>;
     /// Back to power-on, with all vCPUs stopped.
     fn reset(&self);
+    /// What its vCPUs have done so far; also while they run, and then a little late.
+    fn statistics(&self) -> Statistics;
 }
 
 /// One virtual processor with its local APIC. Owned by the thread that runs it.

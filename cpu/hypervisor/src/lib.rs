@@ -1,7 +1,8 @@
 //! What an engine is, without naming one: partitions, vCPUs, interrupts in, exits out.
 //!
 //! Implemented by the engines (`cpu_soft`, later KVM and bare metal), used by `machine` and by whoever
-//! owns the vCPU threads. Devices never see this crate; they meet engines in `machine`.
+//! owns the vCPU threads. Devices see its interrupts alone ([`Msi`], [`MsiSink`]); they meet engines in
+//! `machine`.
 //!
 //! - [`engine`]: [`Hypervisor`] makes a [`Partition`], a partition makes [`Vcpu`]s.
 //! - [`state`]: the whole architectural state of a vCPU. [`cpu_model`]: what CPUID says.
@@ -18,8 +19,8 @@ pub mod state;
 
 pub use cpu_model::{CpuModel, CpuModelError, CpuidContext};
 pub use engine::{
-    Capabilities, EngineError, Hypervisor, Kick, Kicker, Partition, PartitionLayout, Vcpu, VcpuExit, VcpuIo,
-    Wake,
+    Capabilities, EngineError, Hypervisor, Kick, Kicker, Partition, PartitionLayout, Statistics, Vcpu,
+    VcpuExit, VcpuIo, Wake,
 };
 pub use guest_memory::{Gpa, GuestRam};
 pub use interrupt::{IrqSink, Msi, MsiRoute, MsiSink, Trigger};

@@ -82,6 +82,7 @@ impl Desk {
 
 impl Answers for Desk {
     fn status(&self) -> Status {
+        let statistics = self.machine.upgrade().map(|machine| machine.statistics()).unwrap_or_default();
         Status {
             name: self.name.clone(),
             pid: std::process::id(),
@@ -90,6 +91,8 @@ impl Answers for Desk {
             memory_bytes: self.vm.memory.0,
             engine: self.engine.into(),
             uptime_ms: self.clock.now() / 1_000_000,
+            instructions: statistics.instructions,
+            busy_ms: statistics.busy_ns / 1_000_000,
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

@@ -18,6 +18,7 @@ use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
 use host_io::signals::EndSignals;
+use hypervisor::Statistics;
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
 use std::path::Path;
@@ -61,14 +62,23 @@ impl RunVcpu for Machine {
     }
 }
 
+/// A VM that was run to its end.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Why it ended.
+    pub verdict: Verdict,
+    /// What its vCPUs did.
+    pub statistics: Statistics,
+}
+
 /// Runs the VM of a resolved spec to its end.
-pub fn run(vm: &VmSpec) -> Result<Verdict, LaunchError> {
+pub fn run(vm: &VmSpec) -> Result<Ended, LaunchError> {
     let spec = MachineSpec::try_from(vm)?;
     launch(vm, spec, |machine, host| Ok(machine.boot(host)?))
 }
 
 /// Brings a saved VM back and runs it to its end; `name` is its name from now on, if it gets another.
-pub fn restore(file: &Path, name: Option<&str>) -> Result<Verdict, LaunchError> {
+pub fn restore(file: &Path, name: Option<&str>) -> Result<Ended, LaunchError> {
     let saved = SavedVm::open(file)?;
     let mut vm = saved.vm.clone();
     if let Some(name) = name {
@@ -84,7 +94,7 @@ fn launch(
     vm: &VmSpec,
     spec: MachineSpec,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
-) -> Result<Verdict, LaunchError> {
+) -> Result<Ended, LaunchError> {
     // Before the first thread: all inherit the mask.
     let signals = EndSignals::block()?;
     let bell = Arc::new(Bell::default());
@@ -130,8 +140,9 @@ fn launch(
     // A machine that was just built can be started.
     let _ = driver.requests.ask(Request::Start);
     let verdict = driver.run();
+    let statistics = driver.machine.statistics();
     drop(control);
-    Ok(verdict)
+    Ok(Ended { verdict, statistics })
 }
 
 /// What is called with a kernel's last words: a while later, if nobody has spoken since, the VM ends.

@@ -32,4 +32,5 @@ pub mod services;
 pub mod vcpu_threads;
 pub mod wire;
 
+pub use hypervisor::Statistics;
 pub use machine::Verdict;

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod acpi;
 pub mod direct_boot;
+pub mod mtrr;
 mod segment;
 pub mod smbios;
 

@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 use firmware::Segment;
 use firmware::acpi::{AcpiConfig, AcpiCpu, AcpiTables, LoadTablesError};
 use firmware::direct_boot::{BootCpu, BootFiles, DirectBootError, direct_boot};
+use firmware::mtrr;
+use firmware::smbios::{self, SmbiosConfig};
 use guest_memory::GuestRam;
 use hypervisor::VcpuState;
 use hypervisor::state::RunState;
@@ -87,8 +89,14 @@ pub fn load(
     let files =
         BootFiles { kernel: &kernel, initrd: initrd.as_deref(), command_line: &spec.boot.command_line };
     let loaded = tables.load(layout)?;
+    let smbios = smbios::build(&SmbiosConfig {
+        uuid: spec.uuid,
+        cpus: spec.cpus.count,
+        cpu_mhz: u16::try_from(spec.clock.tsc_khz / 1000).unwrap_or(u16::MAX),
+        layout,
+    });
     let boot = direct_boot(&files, &layout.e820(), Some(loaded.rsdp))?;
-    for segment in loaded.segments.iter().chain(&boot.segments) {
+    for segment in loaded.segments.iter().chain([&smbios]).chain(&boot.segments) {
         write(ram, segment)?;
     }
     Ok(boot.entry)
@@ -102,6 +110,14 @@ fn write(ram: &GuestRam, segment: &Segment<'_>) -> Result<(), BootError> {
     ram.store_bytes(offset, &segment.bytes);
     ram.fill_bytes(offset + bytes, 0, segment.zeros_after);
     Ok(())
+}
+
+/// `state`, which is that of any processor after reset, with what firmware sets in all of them.
+pub fn prepare(state: &mut VcpuState, spec: &MachineSpec) {
+    let registers = mtrr::registers(spec.cpus.address_bits);
+    state.msrs.retain(|(number, _)| registers.iter().all(|(set, _)| set != number));
+    state.msrs.extend(registers);
+    state.msrs.sort_unstable();
 }
 
 /// `state`, which is that of a processor after reset, at the kernel's entry.

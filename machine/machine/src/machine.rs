@@ -27,7 +27,7 @@ use core::task::Poll;
 use firmware::acpi::AcpiTables;
 use guest_memory::GuestRam;
 use guest_time::{GuestClock, GuestNs};
-use hypervisor::{Kicker, Partition, Vcpu, VcpuExit, VcpuIo, VcpuState};
+use hypervisor::{Kicker, Partition, Statistics, Vcpu, VcpuExit, VcpuIo, VcpuState};
 use machine_spec::MachineSpec;
 use machine_spec::layout::RamLayout;
 use pci::Topology;
@@ -163,6 +163,11 @@ impl Machine {
         slot.vcpu.lock().save().map_or_else(|error| error.to_string(), |state| describe(&state))
     }
 
+    /// What its vCPUs have done so far.
+    pub fn statistics(&self) -> Statistics {
+        self.partition.statistics()
+    }
+
     /// Somebody presses the power button: a guest that listens shuts itself down.
     pub fn press_power_button(&self) {
         self.power.lock().press_power_button();
@@ -187,11 +192,16 @@ impl Machine {
     pub fn boot(&self, host: &dyn HostServices) -> Result<(), BootError> {
         self.topology.assign()?;
         let entry = boot::load(&self.spec, &self.layout, &self.tables, &self.ram, host)?;
-        let Some(first) = self.vcpus.first() else { return Ok(()) };
-        let mut vcpu = first.vcpu.lock();
-        let mut state = vcpu.save()?;
-        boot::enter(&mut state, &entry);
-        vcpu.restore(&state).map_err(BootError::Registers)
+        for (index, slot) in self.vcpus.iter().enumerate() {
+            let mut vcpu = slot.vcpu.lock();
+            let mut state = vcpu.save()?;
+            boot::prepare(&mut state, &self.spec);
+            if index == 0 {
+                boot::enter(&mut state, &entry);
+            }
+            vcpu.restore(&state).map_err(BootError::Registers)?;
+        }
+        Ok(())
     }
 
     /// Back to power-up, and booted anew.

@@ -182,6 +182,9 @@ fn direct_boot_leaves_kernel_tables_and_registers() {
     let mut signature = [0; 8];
     ram.load_bytes(ram.offset(layout::RSDP_AREA.start.0, 8).unwrap(), &mut signature);
     assert_eq!(&signature, b"RSD PTR ");
+    let mut entry_point = [0; 5];
+    ram.load_bytes(ram.offset(layout::SMBIOS_AREA.start.0, 5).unwrap(), &mut entry_point);
+    assert_eq!(&entry_point, b"_SM3_");
     assert!(test.machine.describe_vcpu(0).starts_with("rip 10:100000"), "{}", test.machine.describe_vcpu(0));
     assert!(test.machine.describe_vcpu(1).starts_with("rip f000:fff0"));
     // BARs were assigned and decode: virtio's common configuration answers.

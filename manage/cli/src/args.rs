@@ -185,6 +185,9 @@ pub struct RunArgs {
     /// Say how it ended (or, with --dry-run, what it is) as JSON
     #[arg(long, help_heading = "Running")]
     pub json: bool,
+    /// Say at the end what the processors did: instructions, CPU time, MIPS
+    #[arg(long, help_heading = "Running")]
+    pub statistics: bool,
     /// Print the complete spec and do not run it
     #[arg(long, help_heading = "Running")]
     pub dry_run: bool,

@@ -42,18 +42,30 @@ pub fn ctl(name: &str, what: &Ctl, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const HEADINGS: [&str; 7] = ["NAME", "STATE", "PID", "CPUS", "MEMORY", "ENGINE", "UPTIME"];
+const HEADINGS: [&str; 9] =
+    ["NAME", "STATE", "PID", "CPUS", "MEMORY", "ENGINE", "UPTIME", "CPU-TIME", "MIPS"];
 
 fn table(all: &[Status]) -> String {
     let row = |s: &Status| {
         let memory = format!("{} MiB", s.memory_bytes >> 20);
         let (pid, cpus) = (s.pid.to_string(), s.cpus.to_string());
-        [s.name.clone(), s.state.clone(), pid, cpus, memory, s.engine.clone(), uptime(s.uptime_ms)]
+        let mips = s.instructions.filter(|_| s.busy_ms > 0).map(|n| n / 1000 / s.busy_ms);
+        [
+            s.name.clone(),
+            s.state.clone(),
+            pid,
+            cpus,
+            memory,
+            s.engine.clone(),
+            uptime(s.uptime_ms),
+            uptime(s.busy_ms),
+            mips.map_or("-".into(), |mips| mips.to_string()),
+        ]
     };
-    let rows: Vec<[String; 7]> =
+    let rows: Vec<[String; 9]> =
         std::iter::once(HEADINGS.map(String::from)).chain(all.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; 9] = std::array::from_fn(width);
     let mut text = String::new();
     for row in rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
@@ -87,12 +99,14 @@ mod tests {
             memory_bytes: 1 << 30,
             engine: "soft".into(),
             uptime_ms,
+            busy_ms: 30_500,
+            instructions: Some(3_050_000_000),
             version: String::new(),
         };
         let text = table(&[status("a", 61_000), status("a-longer-name", 90_061_000)]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "NAME           STATE    PID  CPUS  MEMORY    ENGINE  UPTIME");
-        assert_eq!(lines[1], "a              running  12   2     1024 MiB  soft    1m01s");
-        assert_eq!(lines[2], "a-longer-name  running  12   2     1024 MiB  soft    1d01h");
+        assert_eq!(lines[0], "NAME           STATE    PID  CPUS  MEMORY    ENGINE  UPTIME  CPU-TIME  MIPS");
+        assert_eq!(lines[1], "a              running  12   2     1024 MiB  soft    1m01s   30s       100");
+        assert_eq!(lines[2], "a-longer-name  running  12   2     1024 MiB  soft    1d01h   30s       100");
     }
 }

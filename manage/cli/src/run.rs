@@ -8,7 +8,7 @@ use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmS
 /// Runs it.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.restore {
-        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?, args.json));
+        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?, args));
     }
     let spec = spec(args)?;
     if args.dry_run {
@@ -18,18 +18,39 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(ended(&vmm::launch::run(&spec)?, args.json))
+    Ok(ended(&vmm::launch::run(&spec)?, args))
 }
 
 /// Says how it ended; on standard error, because standard output is the guest's.
-fn ended(verdict: &vmm::Verdict, json: bool) -> ExitCode {
-    let (code, message) = (vmm::exit::exit_code(verdict), vmm::exit::message(verdict));
-    if json {
-        eprintln!("{}", serde_json::json!({ "code": code, "message": message }));
-    } else {
-        eprintln!("bedplate: {message}");
+fn ended(ended: &vmm::launch::Ended, args: &RunArgs) -> ExitCode {
+    let (code, message) = (vmm::exit::exit_code(&ended.verdict), vmm::exit::message(&ended.verdict));
+    let statistics = &ended.statistics;
+    if args.json {
+        let (busy_ms, mips) = (statistics.busy_ns / 1_000_000, statistics.mips());
+        eprintln!(
+            "{}",
+            serde_json::json!({
+                "code": code, "message": message, "instructions": statistics.instructions, "busy_ms": busy_ms, "mips": mips,
+            })
+        );
+        return ExitCode::from(code);
+    }
+    eprintln!("bedplate: {message}");
+    if args.statistics {
+        eprintln!("bedplate: {}", in_words(statistics));
     }
     ExitCode::from(code)
+}
+
+/// `1.2 billion instructions in 9.8 s of CPU time, 122 MIPS`.
+fn in_words(statistics: &vmm::Statistics) -> String {
+    let time = format!("{:.1} s of CPU time", statistics.busy_ns as f64 / 1e9);
+    match (statistics.instructions, statistics.mips()) {
+        (Some(n), Some(mips)) => {
+            format!("{:.2} billion instructions in {time}, {mips:.0} MIPS", n as f64 / 1e9)
+        }
+        _ => time,
+    }
 }
 
 /// The spec file, completed and overridden by the command line, and resolved.

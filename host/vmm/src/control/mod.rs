@@ -89,6 +89,12 @@ pub struct Status {
     pub engine: String,
     /// Guest time since it was first started, in milliseconds.
     pub uptime_ms: u64,
+    /// Instructions executed by all vCPUs, if the engine counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<u64>,
+    /// Guest time that vCPUs spent executing, summed over them, in milliseconds.
+    #[serde(default)]
+    pub busy_ms: u64,
     /// Version of the program.
     pub version: String,
 }

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypervisor::{
     Capabilities, EngineError, Gpa, Hypervisor, IrqSink, Kick, Kicker, Msi, MsiRoute, MsiSink, Partition,
-    PartitionLayout, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
+    PartitionLayout, Statistics, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
 };
 use saved_state::{RestoreError, StateBlob};
 use sync::Mutex;
@@ -109,6 +109,9 @@ impl Partition for ScriptEngine {
         Ok(())
     }
     fn reset(&self) {}
+    fn statistics(&self) -> Statistics {
+        Statistics::default()
+    }
 }
 
 impl IrqSink for ScriptEngine {
