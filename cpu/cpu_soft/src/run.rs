@@ -78,7 +78,16 @@ impl SoftVcpu {
             }
         };
         self.core.io = None;
+        self.account(self.core.shared.clock.now());
         exit
+    }
+
+    /// Publishes what was done up to `now`.
+    fn account(&mut self, now: GuestNs) {
+        let me = &self.core.me;
+        me.instructions.store(self.instructions, Relaxed);
+        me.busy_ns.fetch_add(now.saturating_sub(self.looked_at), Relaxed);
+        self.looked_at = now;
     }
 
     fn run_entered(&mut self) -> VcpuExit {
@@ -112,10 +121,9 @@ impl SoftVcpu {
         }
         let core = &mut *self.core;
         let now = core.shared.clock.now();
-        core.me.instructions.store(self.instructions, Relaxed);
-        core.me.busy_ns.fetch_add(now.saturating_sub(self.looked_at), Relaxed);
-        self.looked_at = now;
         core.apic.advance(now);
+        self.account(now);
+        let core = &mut *self.core;
         let arrived = core.apic.poll_inbox();
         if arrived.init {
             self.init();
