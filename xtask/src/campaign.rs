@@ -4,13 +4,16 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use guest_trials::Tier;
+use guest_trials::{Outcome, Tier};
 
+use crate::setup::SetupOptions;
 use crate::summary::Summary;
 use crate::{bench, exec, setup, test, trials, workspace};
 
 /// Cases per property test; the unit tests' default is 256.
 const PROPERTY_CASES: &str = "4096";
+/// Cases per instruction form of the differential test.
+const FORM_CASES: &str = "200";
 
 #[derive(Debug, Args)]
 pub struct CampaignOptions {
@@ -28,11 +31,13 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
     let root = workspace::root();
     let date = exec::output(&root, "date", &["-u", "+%F"])?;
     let mut summary = Summary::new(format!("Campaign of {date}"));
-    summary.step("set-up", || setup::packages().map(|()| guest_trials::Outcome::Passed));
+    summary.step("set-up", || setup::run(&SetupOptions { tools: true }).map(|()| Outcome::Passed));
     if options.guests_only {
         summary.not_run("code", "left out by --guests-only");
     } else {
         test::code(&mut summary, &[("PROPTEST_CASES", PROPERTY_CASES), ("BEDPLATE_CAMPAIGN", "1")]);
+        summary.step("differential, every form", || differential(seed));
+        summary.step("advisories (cargo-deny)", advisories);
     }
     test::guests(&mut summary, Tier::Campaign, seed);
     summary.step("bench boot", || bench::boot_step(bench::DEFAULT_ROUNDS));
@@ -50,4 +55,21 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
     fs::write(&path, summary.markdown(&facts)).with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!("summary: {}", path.display());
     summary.finish()
+}
+
+/// Every instruction form against the host's processor; the binary checks its own coverage.
+fn differential(seed: u64) -> Result<Outcome> {
+    let binary = workspace::built("differential", "release")?;
+    let arguments = ["--cases", FORM_CASES, "--seed", &seed.to_string()];
+    exec::run(&workspace::root(), &binary.to_string_lossy(), &arguments)?;
+    Ok(Outcome::Passed)
+}
+
+/// Known vulnerabilities of dependencies, if their database can be fetched.
+fn advisories() -> Result<Outcome> {
+    let root = workspace::root();
+    match exec::run(&root, "cargo", &["deny", "fetch", "db"]) {
+        Ok(()) => exec::run(&root, "cargo", &["deny", "check", "advisories"]).map(|()| Outcome::Passed),
+        Err(_) => Ok(Outcome::NotRun("the advisory database cannot be reached from here".into())),
+    }
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use guest_catalog::Cache;
 
@@ -39,9 +39,7 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         eprintln!("preparing {} ({} MB; done once)", guest.name, guest.prepared_mib);
     }
     let prepared = cache.fetch(guest, &mut Bars::new())?;
-    let Some(binary) = workspace::bedplate("release")? else {
-        bail!("the bedplate command cannot run a VM yet");
-    };
+    let binary = workspace::bedplate("release")?;
 
     let mut command = Command::new(binary);
     command.arg("run").arg("--kernel").arg(&prepared.kernel);

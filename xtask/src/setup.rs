@@ -34,7 +34,7 @@ const TOOLS: &[(&str, &str)] = &[("cargo-nextest", "cargo-nextest"), ("cargo-den
 pub struct SetupOptions {
     /// Also build and install cargo-nextest and cargo-deny (minutes).
     #[arg(long)]
-    tools: bool,
+    pub tools: bool,
 }
 
 pub fn run(options: &SetupOptions) -> Result<()> {

@@ -47,16 +47,14 @@ pub fn processor() -> String {
     format!("{} × {count}", model.map_or("unknown processor", |(_, name)| name))
 }
 
-/// Builds the `bedplate` command and gives its path; `None` while it cannot run a VM yet.
-pub fn bedplate(profile: &str) -> Result<Option<PathBuf>> {
-    let known = metadata()?.packages.iter().any(|package| package.name.as_str() == "bedplate");
-    if !known {
-        return Ok(None);
-    }
-    exec::run(&root(), "cargo", &["build", "--package", "bedplate", "--profile", profile])?;
+/// Builds the `bedplate` command and gives its path.
+pub fn bedplate(profile: &str) -> Result<PathBuf> {
+    built("bedplate", profile)
+}
+
+/// Builds a package's binary of the same name and gives its path.
+pub fn built(package: &str, profile: &str) -> Result<PathBuf> {
+    exec::run(&root(), "cargo", &["build", "--package", package, "--profile", profile])?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    let binary = target_folder()?.join(folder).join("bedplate");
-    let help = std::process::Command::new(&binary).args(["run", "--help"]).output();
-    let runs = help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--kernel"));
-    Ok(runs.then_some(binary))
+    Ok(target_folder()?.join(folder).join(package))
 }

@@ -18,6 +18,7 @@ pub mod rows;
 mod runner;
 mod shell;
 mod stage;
+mod tftp;
 mod vm;
 
 pub use console::{Console, ConsoleError};

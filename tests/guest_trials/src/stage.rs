@@ -115,6 +115,22 @@ impl Stage {
             .map_err(|e| Failure::new(format!("cannot start {}: {e}", self.vmm.name())))
     }
 
+    /// `bedplate ctl NAME …` that must succeed; what it said.
+    ///
+    /// # Errors
+    /// It fails, or the VMM under trial is not Bedplate.
+    pub fn ctl(&self, name: &str, words: &[&str]) -> Result<String, Failure> {
+        let Vmm::Bedplate { binary, .. } = &self.vmm else {
+            return Err(Failure::new("only Bedplate has a control socket"));
+        };
+        let done = Command::new(binary).args(["ctl", name]).args(words).output()?;
+        Failure::unless(done.status.success(), || {
+            let said = String::from_utf8_lossy(&done.stderr);
+            format!("ctl {} ended with {}: {said}", words.join(" "), done.status)
+        })?;
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
     /// A writable copy of a guest's master disk (sparse, so it takes no more room than it must).
     ///
     /// # Errors

@@ -14,6 +14,14 @@ use crate::vm::{Boot, DiskUse, VmConfig};
 const KIB: usize = 4096;
 const DISK_BYTES: u64 = 64 << 20;
 
+/// INTx through the I/O APIC; through the 8259; with routes as firmware leaves them; registers of the APIC in memory.
+const INTERRUPT_MODES: [(&str, &str); 4] = [
+    ("ioapic", "pci=nomsi"),
+    ("pic", "noapic pci=nomsi"),
+    ("no-acpi", "acpi=off pci=nomsi"),
+    ("xapic", "nox2apic"),
+];
+
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for cpus in [1, 2] {
@@ -22,6 +30,11 @@ pub(super) fn rows() -> Vec<Row> {
         rows.push(Row::new(name, tier, "cloud", move |stage| write_read(stage, cpus)));
     }
     rows.push(Row::new("disk/read-only", Tier::Campaign, "cloud", read_only));
+    for (name, words) in INTERRUPT_MODES {
+        rows.push(Row::new(format!("disk/interrupts/{name}"), Tier::Campaign, "cloud", move |stage| {
+            interrupts(stage, words)
+        }));
+    }
     rows
 }
 
@@ -39,6 +52,23 @@ fn write_read(stage: &Stage, cpus: u32) -> Result<(), Failure> {
         Failure::unless(content.get(..KIB * 1024) == Some(&pattern("bedplate-disk", KIB)), || {
             "the image on the host does not hold what the guest wrote and flushed".into()
         })
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+/// Disk and network where the kernel is told to use other interrupts than MSI-X through the local APIC.
+fn interrupts(stage: &Stage, words: &str) -> Result<(), Failure> {
+    let guest = stage.guest("cloud")?;
+    let disk = stage.empty_disk("data.raw", DISK_BYTES)?;
+    let words = format!("{words} bedplate.blk={KIB} bedplate.net=dhcp");
+    let config = VmConfig::new(&guest, Boot::BzImage, 1, &words)?.disk(&disk, DiskFormat::Raw).net(&[]);
+    let mut vm = stage.start(&config)?;
+    let outcome = (|| {
+        let sum = vm.console().expect_line("BEDPLATE-BLK ok ", stage.patience(30))?;
+        Failure::unless(sum == pattern_sum("bedplate-disk", KIB), || format!("the guest read back {sum}"))?;
+        vm.console().expect_line("BEDPLATE-NET address ", stage.patience(30))?;
+        vm.stop(stage.patience(10)).map(|_| ())
     })();
     stage.keep(&vm);
     outcome

@@ -1,5 +1,5 @@
 //! The user-mode network: the guest fetches 10 MB from a server on the host's loopback, and the host fetches 10 MB
-//! from the guest through a forwarded port; the checksums must be equal.
+//! from the guest through a forwarded port; the checksums must be equal. Ping, UDP and a refused connection.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -8,20 +8,43 @@ use crate::expected::{pattern, pattern_sum, sum};
 use crate::http::{self, FileServer};
 use crate::shell::Shell;
 use crate::stage::{Failure, Stage, Tier};
+use crate::tftp;
 use crate::vm::{Boot, VmConfig};
 
 const KIB: usize = 10 * 1024;
 const GUEST_PORT: u16 = 8080;
 
 pub(super) fn rows() -> Vec<Row> {
-    [1, 2]
-        .into_iter()
-        .map(|cpus| {
-            let tier = if cpus == 2 { Tier::Test } else { Tier::Campaign };
-            let name = format!("network/fetch-and-serve-10MB/{}", cpus_name(cpus));
-            Row::new(name, tier, "cloud", move |stage| fetch_and_serve(stage, cpus))
-        })
-        .collect()
+    let mut rows = vec![Row::new("network/ping-udp-refusal", Tier::Test, "cloud", ping_udp_refusal)];
+    for cpus in [1, 2] {
+        let tier = if cpus == 2 { Tier::Test } else { Tier::Campaign };
+        let name = format!("network/fetch-and-serve-10MB/{}", cpus_name(cpus));
+        rows.push(Row::new(name, tier, "cloud", move |stage| fetch_and_serve(stage, cpus)));
+    }
+    rows
+}
+
+fn ping_udp_refusal(stage: &Stage) -> Result<(), Failure> {
+    const CONTENT: &str = "by UDP from the host";
+    let guest = stage.guest("cloud")?;
+    let (tftp_port, refusing_port) = (tftp::serve(CONTENT)?, free_port()?);
+    let mut vm = stage.start(&VmConfig::new(&guest, Boot::BzImage, 1, "bedplate.net=dhcp")?.net(&[]))?;
+    let outcome = (|| {
+        vm.console().expect("BEDPLATE-SHELL", stage.patience(30))?;
+        let mut shell = Shell::at(vm.console(), stage.patience(10))?;
+        shell.run("gateway=$(ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p')")?;
+        let pinged = shell.run("ping -c 3 -W 10 $gateway")?;
+        Failure::unless(pinged.contains(" 0% packet loss"), || format!("ping said:\n{pinged}"))?;
+        let fetched = shell.run(&format!("cd /tmp && tftp -g -r file $gateway {tftp_port} && cat file"))?;
+        Failure::unless(fetched == CONTENT, || format!("TFTP brought {fetched:?}"))?;
+        // Nobody listens: the refusal of the host's kernel comes back as RST, at once.
+        let (status, said) = shell.status(&format!("nc -w 30 $gateway {refusing_port} < /dev/null 2>&1"))?;
+        Failure::unless(status != 0 && said.contains("refused"), || format!("nc said {status}: {said:?}"))?;
+        shell.leave("poweroff -f")?;
+        vm.wait(stage.patience(10)).map(|_| ())
+    })();
+    stage.keep(&vm);
+    outcome
 }
 
 fn fetch_and_serve(stage: &Stage, cpus: u32) -> Result<(), Failure> {

@@ -2,7 +2,6 @@
 //! time brought back in a new process, and must end its job with the right answer. Bedplate only.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use guest_catalog::DiskFormat;
@@ -11,7 +10,7 @@ use super::Row;
 use crate::expected::{checksum_job, pattern};
 use crate::http::FileServer;
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, Vm, VmConfig, Vmm};
+use crate::vm::{Boot, Exit, Vm, VmConfig};
 
 const POOL_KIB: usize = 256;
 const DISK_KIB: usize = 512;
@@ -94,13 +93,7 @@ fn run_through_saves(
 }
 
 fn save(stage: &Stage, name: &str, file: &Path) -> Result<(), Failure> {
-    let Vmm::Bedplate { binary, .. } = stage.vmm() else {
-        return Err(Failure::new("only Bedplate saves"));
-    };
-    let done = Command::new(binary).args(["ctl", name, "save"]).arg(file).output()?;
-    Failure::unless(done.status.success(), || {
-        format!("ctl save ended with {}: {}", done.status, String::from_utf8_lossy(&done.stderr))
-    })
+    stage.ctl(name, &["save", &file.to_string_lossy()]).map(|_| ())
 }
 
 fn final_line(transcript: &[u8]) -> Option<String> {

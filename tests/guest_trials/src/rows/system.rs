@@ -27,6 +27,7 @@ pub(super) fn rows() -> Vec<Row> {
             stress(stage, cpus)
         }));
     }
+    rows.push(Row::new("system/power-button", Tier::Campaign, "debian-12", power_button).bedplate_only());
     rows.push(Row::new("system/idle-uses-little", Tier::Campaign, "cloud", idle).bedplate_only());
     rows
 }
@@ -56,6 +57,26 @@ fn debian(stage: &Stage, cpus: u32) -> Result<(), Failure> {
         })?;
         shell.leave("poweroff")?;
         let exit = vm.wait(stage.patience(60))?;
+        Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+/// `ctl stop`: systemd hears the power button and shuts down in order.
+fn power_button(stage: &Stage) -> Result<(), Failure> {
+    let guest = stage.guest("debian-12")?;
+    let master = guest.disk.as_ref().ok_or_else(|| Failure::new("the guest has no disk"))?;
+    let disk = stage.disk_copy(&master.0)?;
+    let name = format!("button-{}", std::process::id());
+    let mut config = VmConfig::new(&guest, Boot::BzImage, 2, "")?.disk(&disk, master.1);
+    config.name = Some(name.clone());
+    let mut vm = stage.start(&config)?;
+    let outcome = (|| {
+        log_in(stage, vm.console())?;
+        stage.ctl(&name, &["stop"])?;
+        vm.console().expect_any(&["Power down", "reboot: Power"], stage.patience(90))?;
+        let exit = vm.wait(stage.patience(30))?;
         Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))
     })();
     stage.keep(&vm);
