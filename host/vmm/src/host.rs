@@ -13,7 +13,7 @@ use crate::panic_watch::PanicWatch;
 use crate::serial::{self, OnPanic};
 use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::Bed;
-use crate::wire::{BootSpec, DiskSpec, VmSpec};
+use crate::wire::{DiskSpec, VmSpec};
 use chipset::SerialOut;
 use device::Waker;
 use guest_memory::HostSpan;
@@ -93,6 +93,16 @@ impl Host {
         self.vm.disks.iter().enumerate().map(present).collect()
     }
 
+    /// The kernel or initial RAM disk that a key names.
+    fn boot_file(&self, file: &HostKey) -> Option<&Path> {
+        let boot = self.vm.boot.as_ref()?;
+        match file.0.as_str() {
+            KERNEL => Some(&boot.kernel),
+            INITRD => boot.initrd.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The console end that a key names.
     fn end(&self, kind: &str, stream: Option<&HostKey>, ends: &[String]) -> Result<ConsoleSpec, HostError> {
         let Some(key) = stream else { return Ok(ConsoleSpec::Null) };
@@ -151,14 +161,11 @@ impl HostServices for Host {
     }
 
     fn read_file(&self, file: &HostKey) -> Result<Vec<u8>, HostError> {
-        let boot = self.vm.boot.as_ref();
-        let path = match file.0.as_str() {
-            KERNEL => boot.map(|BootSpec { kernel, .. }| kernel.as_path()),
-            INITRD => boot.and_then(|boot| boot.initrd.as_deref()),
-            _ => None,
-        };
-        let path = path.ok_or_else(|| HostError("the spec names no such file".into()))?;
+        let path = self.boot_file(file).ok_or_else(|| HostError("the spec names no such file".into()))?;
         read_capped(path).map_err(|error| HostError(format!("{}: {error}", path.display())))
+    }
+    fn file_name(&self, file: &HostKey) -> String {
+        self.boot_file(file).map_or_else(|| file.0.clone(), |path| path.display().to_string())
     }
 
     fn open_serial(

@@ -3,10 +3,11 @@
 //! Called by: [`crate::Machine`] at start and at every reset.
 
 use crate::host::{HostError, HostServices};
+use alloc::string::String;
 use alloc::vec::Vec;
 use firmware::Segment;
 use firmware::acpi::{AcpiConfig, AcpiCpu, AcpiTables, LoadTablesError};
-use firmware::direct_boot::{BootCpu, BootFiles, DirectBootError, direct_boot};
+use firmware::direct_boot::{BootCpu, BootFiles, DirectBootError, FileRole, direct_boot};
 use firmware::mtrr;
 use firmware::smbios::{self, SmbiosConfig};
 use guest_memory::GuestRam;
@@ -20,18 +21,24 @@ use x86_defs::SegmentIndex;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file cannot be read.
-    #[error("{role} {file}: {source}", file = file.0)]
+    #[error("{role}: {source}")]
     File {
         /// `kernel` or `initrd`.
         role: &'static str,
-        /// The file.
-        file: HostKey,
-        /// Why.
+        /// Why; names the file as the host knows it.
         source: HostError,
     },
-    /// The files are not what can be booted.
+    /// A file is not what can be booted.
+    #[error("{file}: {source}")]
+    Content {
+        /// The file, as the host knows it.
+        file: String,
+        /// What is wrong with it.
+        source: DirectBootError,
+    },
+    /// What is no file, such as the command line, cannot be booted with.
     #[error(transparent)]
-    DirectBoot(#[from] DirectBootError),
+    DirectBoot(DirectBootError),
     /// The ACPI tables do not fit.
     #[error(transparent)]
     Tables(#[from] LoadTablesError),
@@ -81,9 +88,7 @@ pub fn load(
     ram: &GuestRam,
     host: &dyn HostServices,
 ) -> Result<BootCpu, BootError> {
-    let read = |role, file: &HostKey| {
-        host.read_file(file).map_err(|source| BootError::File { role, file: file.clone(), source })
-    };
+    let read = |role, file: &HostKey| host.read_file(file).map_err(|source| BootError::File { role, source });
     let kernel = read("kernel", &spec.boot.kernel)?;
     let initrd = spec.boot.initrd.as_ref().map(|file| read("initrd", file)).transpose()?;
     let files =
@@ -95,7 +100,17 @@ pub fn load(
         cpu_mhz: u16::try_from(spec.clock.tsc_khz / 1000).unwrap_or(u16::MAX),
         layout,
     });
-    let boot = direct_boot(&files, &layout.e820(), Some(loaded.rsdp))?;
+    let boot = direct_boot(&files, &layout.e820(), Some(loaded.rsdp)).map_err(|source| {
+        let file = match source.role() {
+            FileRole::Kernel => Some(&spec.boot.kernel),
+            FileRole::Initrd => spec.boot.initrd.as_ref(),
+            FileRole::CommandLine | FileRole::BootData => None,
+        };
+        match file {
+            Some(file) => BootError::Content { file: host.file_name(file), source },
+            None => BootError::DirectBoot(source),
+        }
+    })?;
     for segment in loaded.segments.iter().chain([&smbios]).chain(&boot.segments) {
         write(ram, segment)?;
     }

@@ -41,8 +41,12 @@ pub trait HostServices: Send + Sync {
     /// Which bytes of RAM may be other than zero: ascending ranges.
     fn populated_ram(&self) -> Result<Vec<Range<u64>>, HostError>;
 
-    /// The whole content of a file: kernel or initial RAM disk.
+    /// The whole content of a file: kernel or initial RAM disk. An error names the file.
     fn read_file(&self, file: &HostKey) -> Result<Vec<u8>, HostError>;
+    /// How people call that file.
+    fn file_name(&self, file: &HostKey) -> String {
+        file.0.clone()
+    }
     /// The other end of a serial port. Input goes to `input`; `waker` is for output that found no room.
     fn open_serial(
         &self,

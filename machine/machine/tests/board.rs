@@ -57,7 +57,7 @@ fn what_the_host_lacks_is_named() {
     let test = TestMachine::build(|_| {}).unwrap();
     test.host.lack("kernel");
     let error = test.machine.boot(&test.host).unwrap_err().to_string();
-    assert_eq!(error, "kernel kernel: not there");
+    assert_eq!(error, "kernel: not there");
 }
 
 #[test]

@@ -112,3 +112,18 @@ pub enum DirectBootError {
         at: usize,
     },
 }
+
+impl DirectBootError {
+    /// Which of the boot's inputs is wrong.
+    pub fn role(&self) -> FileRole {
+        match self {
+            Self::UnknownKernel { .. } | Self::NoPvhNote => FileRole::Kernel,
+            Self::NoRoomForInitrd { .. } => FileRole::Initrd,
+            Self::CommandLineTooLong { .. } | Self::CommandLineHasZero { .. } => FileRole::CommandLine,
+            Self::Cut { role, .. }
+            | Self::Field { role, .. }
+            | Self::OutsideRam { role, .. }
+            | Self::Overlap { role, .. } => *role,
+        }
+    }
+}

@@ -201,8 +201,10 @@ fn mistakes_name_the_file_or_field_and_the_way_out() {
     assert!(failed(&["run", "no-such.toml"]).contains("no-such.toml"));
     let missing = failed(&["run", "--kernel", "nowhere/vmlinuz"]);
     assert!(missing.contains("nowhere/vmlinuz") && missing.contains("No such file"), "{missing}");
+    assert!(!missing.contains("kernel kernel"), "{missing}");
     std::fs::write(bench.path("text"), "no kernel at all").unwrap();
-    assert!(failed(&["run", "--kernel", "text"]).contains("bzImage"));
+    let wrong = failed(&["run", "--kernel", "text"]);
+    assert!(wrong.contains("/text: kernel: ") && wrong.contains("bzImage"), "{wrong}");
     let kernel = bench.kernel(&kernel::IDLE);
     assert!(failed(&run_args(&kernel, &["--disk", "gone.img"])).contains("gone.img"));
     let model = failed(&run_args(&kernel, &["--cpu-model", "pentium9"]));
