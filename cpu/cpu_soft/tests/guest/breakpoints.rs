@@ -218,6 +218,17 @@ fn a_load_of_ss_delays_a_data_breakpoint() {
 }
 
 #[test]
+fn int1_reports_what_a_load_of_ss_delayed() {
+    // One exception, not a second one in the handler's first instruction, on the same stack.
+    let mut g = watching(0, DATA, ACCESS, 2);
+    g.ram.store::<u64>(DATA, u64::from(KDATA));
+    g.handler64(1, CODE + 0x1000, |a| asm!(a; inc(ebx); iretq();));
+    g.code(|a| asm!(a; xor(ebx, ebx); mov(ss, word_ptr(DATA)); int1(); hlt();));
+    let s = g.run_to_halt();
+    assert_eq!((s.gpr[3], s.dr[4] & 0xF), (1, 1));
+}
+
+#[test]
 fn a_waiting_trap_is_saved() {
     // Stop between MOV SS and the next instruction by a state that says so.
     let mut g = watching(0, DATA, ACCESS, 2);

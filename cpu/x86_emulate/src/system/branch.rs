@@ -72,8 +72,10 @@ fn int3<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
     software(c, op, 3, Kind::SoftwareException)
 }
 fn int1<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {
+    // What a load of SS delayed comes with this exception, not as a second one in its handler.
+    let waiting = super::debug::take_breakpoints(c.cpu_mut());
     let step = software(c, op, 1, Kind::PrivilegedSoftware)?;
-    super::debug::enter_handler(c.cpu_mut(), 0);
+    super::debug::enter_handler(c.cpu_mut(), waiting);
     Ok(step)
 }
 fn into<C: Core>(c: &mut C, op: &Op<C>) -> Result<Step, Fault> {

@@ -105,6 +105,13 @@ fn debug_exception(dr6: u64, is_trap: bool) -> PendingException {
     PendingException { vector: Some(Exception::Debug), error_code: 0, address: dr6, is_trap }
 }
 
+/// Takes the breakpoints that wait for the end of the instruction, as DR6 bits.
+pub(super) fn take_breakpoints(cpu: &mut Cpu) -> u64 {
+    let waiting = cpu.pending_debug & !NO_STEP;
+    cpu.pending_debug &= NO_STEP;
+    waiting
+}
+
 /// What entering the #DB handler does: DR6 gets `bits`, DR7.GD and DEBUGCTL's LBR and BTF are cleared.
 pub(super) fn enter_handler(cpu: &mut Cpu, bits: u64) {
     if bits != 0 {
