@@ -237,7 +237,10 @@ pub(super) fn commit_return<C: Core>(c: &mut C, code: &Descriptor, rpl: u8, ip: 
             let s = &mut cpu.seg[index as usize];
             let a = s.attributes;
             let conforming = a.is_code() && a.conforming_or_expand_down();
-            if !s.unusable && !conforming && a.dpl() < rpl {
+            if s.unusable {
+                // A null selector loses its RPL; the base, which 64-bit code uses, stays (SDM vol. 2, IRET).
+                s.selector = 0;
+            } else if !conforming && a.dpl() < rpl {
                 *s = descriptor::null_segment(0, rpl);
             }
         }

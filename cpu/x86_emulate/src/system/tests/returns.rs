@@ -33,6 +33,22 @@ fn iretq_to_user_mode() {
 }
 
 #[test]
+fn null_selectors_lose_their_rpl_on_the_way_out() {
+    let mut m = Machine::long(0);
+    for index in [SegmentIndex::Ds, SegmentIndex::Es, SegmentIndex::Fs, SegmentIndex::Gs] {
+        m.set_segment(index, 3);
+    }
+    m.cpu.seg[SegmentIndex::Fs as usize].base = 0x1234_5000;
+    m.cpu.refresh();
+    frame64(&mut m, 0x1234, CODE3, IF | FIXED_1, USER_STACK, DATA3);
+    m.step(IRETQ);
+    for index in [SegmentIndex::Ds, SegmentIndex::Es, SegmentIndex::Fs, SegmentIndex::Gs] {
+        assert_eq!((m.cpu.segment(index).selector, m.cpu.segment(index).unusable), (0, true), "{index:?}");
+    }
+    assert_eq!(m.cpu.segment(SegmentIndex::Fs).base, 0x1234_5000, "the base is not the selector's");
+}
+
+#[test]
 fn iretq_within_ring_0_pops_the_stack_too() {
     let mut m = Machine::long(0);
     frame64(&mut m, 0x4444, CODE0, FIXED_1, 0x3_0123, DATA0);
