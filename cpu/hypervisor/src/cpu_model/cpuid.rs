@@ -27,8 +27,8 @@ pub struct CpuidContext {
 }
 
 const VENDOR: [u32; 3] = [0x756E_6547, 0x4965_6E69, 0x6C65_746E];
-/// Family 6, model 0x8F, stepping 4.
-const SIGNATURE: u32 = 0x0008_06F4;
+/// Family 6, model 0x9F, stepping 0: no processor's (see the header of `cpu_model`).
+const SIGNATURE: u32 = 0x0009_06F0;
 const MAX_BASIC_LEAF: u32 = 0x16;
 const MAX_EXTENDED_LEAF: u32 = 0x8000_0008;
 /// Leaf 7 has features in subleaves 0 to 2.

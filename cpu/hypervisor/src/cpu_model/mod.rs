@@ -3,7 +3,7 @@
 //! A model is written `NAME[@VERSION][,+FEATURE][,-FEATURE]...`, for example `x86-64-v3,+pcid,-aes`. A
 //! released (name, version) never changes its features: a saved VM finds the same processor everywhere.
 //!
-//! What every model looks like, and why: vendor `GenuineIntel`, family 6, model 0x8F.
+//! What every model looks like, and why: vendor `GenuineIntel`, family 6, model 0x9F.
 //! - Intel's vendor string, because Linux then honours ARCH_CAPABILITIES (RDCL_NO and its like, see
 //!   `x86_defs::msr`) and needs none of AMD's MSRs (HWCR, DE_CFG, SYSCFG, topology), some of which it
 //!   reads without a fault handler.
@@ -11,9 +11,10 @@
 //! - `bhi-ctrl` besides BHI_NO, because newer kernels clear the branch history in a loop at each system call of
 //!   every guest on an Intel processor, whatever BHI_NO says, unless SPEC_CTRL.BHI_DIS_S exists. An engine whose
 //!   hardware lacks it stores the bit.
-//! - Model 0x8F stands in no list of errata that ARCH_CAPABILITIES cannot overrule (RETBLEED, GDS, SRBDS, ITS),
-//!   needs no microcode or APIC-deadline workaround, and its model-specific drivers all look for a
-//!   feature bit, probe with fault handlers, or leave when the hypervisor bit is set.
+//! - Model 0x9F is no processor's. Programs pick code by family and model alone (GCC's `target_clones("arch=...")`
+//!   and `__builtin_cpu_is` look at no feature bit), so a real number would promise all that its processor has;
+//!   Sapphire Rapids' made stress-ng run AVX-512. It stands in no kernel's list of errata either. Intel counts
+//!   new processors in families 18 and 19.
 
 mod cpuid;
 mod models;

@@ -106,7 +106,7 @@ fn identity_topology_and_time() {
     }
     assert_eq!((max, vendor.as_slice()), (0x16, b"GenuineIntel".as_slice()));
     let [signature, ebx, ecx, edx] = model.cpuid(1, 0, &ctx());
-    assert_eq!((signature, ebx), (0x806F4, 0x0306_0800));
+    assert_eq!((signature, ebx), (0x906F0, 0x0306_0800));
     assert!(ecx >> 27 & 1 == 1 && edx >> 28 & 1 == 1);
     let alone = CpuidContext { cpus: 1, osxsave: false, apic_enabled: false, ..ctx() };
     let [_, _, ecx, edx] = model.cpuid(1, 0, &alone);
@@ -125,6 +125,25 @@ fn identity_topology_and_time() {
     assert_eq!(model.cpuid(0x16, 0, &ctx()), [2400, 2400, 100, 0]);
     assert_eq!(model.cpuid(0x4000_0010, 0, &ctx()), [2_400_000, 1_000_000, 0, 0]);
     assert_eq!(model.cpuid(0x8000_0008, 0, &ctx())[0], 0x302E);
+}
+
+/// Programs choose code by family and model alone: GCC's `target_clones("arch=...")` and `__builtin_cpu_is` look
+/// at no feature bit. With the number of a real processor they would use all that it has.
+#[test]
+fn family_and_model_promise_no_instruction() {
+    const KNOWN: [u32; 75] = [
+        0x0E, 0x0F, 0x16, 0x17, 0x1A, 0x1C, 0x1D, 0x1E, 0x1F, 0x25, 0x26, 0x27, 0x2A, 0x2C, 0x2D, 0x2E, 0x2F,
+        0x35, 0x36, 0x37, 0x3A, 0x3C, 0x3D, 0x3E, 0x3F, 0x45, 0x46, 0x47, 0x4A, 0x4C, 0x4D, 0x4E, 0x4F, 0x55,
+        0x56, 0x57, 0x5A, 0x5C, 0x5D, 0x5E, 0x5F, 0x66, 0x6A, 0x6C, 0x75, 0x7A, 0x7D, 0x7E, 0x85, 0x86, 0x8A,
+        0x8C, 0x8D, 0x8E, 0x8F, 0x96, 0x97, 0x9A, 0x9C, 0x9D, 0x9E, 0xA5, 0xA6, 0xA7, 0xAA, 0xAC, 0xAD, 0xAE,
+        0xAF, 0xB5, 0xB6, 0xB7, 0xBA, 0xBD, 0xBE,
+    ];
+    for name in CpuModel::names() {
+        let [signature, ..] = CpuModel::parse(name).unwrap().cpuid(1, 0, &ctx());
+        let (family, model) = (signature >> 8 & 0xF, signature >> 12 & 0xF0 | signature >> 4 & 0xF);
+        assert_eq!(family, 6);
+        assert!(model < 0xBF && !KNOWN.contains(&model), "{name}: model {model:#x}");
+    }
 }
 
 #[test]
