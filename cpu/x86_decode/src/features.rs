@@ -28,7 +28,7 @@ fn has(needed: CpuidFeature, features: FeatureSet) -> bool {
         | C::SEP => return true,
         C::MULTIBYTENOP | C::PAUSE | C::SMM => return true,
         // Hints that older processors take as NOP.
-        C::PREFETCHWT1 | C::CET_IBT | C::CET_SS | C::CLDEMOTE | C::MPX => return true,
+        C::PREFETCHWT1 | C::PREFETCHITI | C::CET_IBT | C::CET_SS | C::CLDEMOTE | C::MPX => return true,
         C::X64 => F::Lm,
         C::SYSCALL => F::Syscall,
         C::MMX => F::Mmx,

@@ -26,11 +26,15 @@ pub struct LowerContext {
 
 /// Lowers `insn`; everything that is not implemented raises #UD.
 pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Op<C> {
-    let op = crate::integer::lower(insn, ctx)
+    implemented(insn, ctx).unwrap_or_else(|| undefined(insn.len() as u8, ctx))
+}
+
+/// The operation for `insn`, if there is one.
+fn implemented<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
+    crate::integer::lower(insn, ctx)
         .or_else(|| crate::system::lower(insn, ctx))
         .or_else(|| crate::vector::lower(insn, ctx))
-        .or_else(|| crate::x87::lower(insn, ctx));
-    op.unwrap_or_else(|| undefined(insn.len() as u8, ctx))
+        .or_else(|| crate::x87::lower(insn, ctx))
 }
 
 /// An operation that raises #UD.
@@ -164,3 +168,6 @@ pub fn vector_register(register: Register) -> u8 {
 pub fn memory_bytes(insn: &Instruction) -> usize {
     if insn.memory_size() == MemorySize::Unknown { 0 } else { insn.memory_size().size() }
 }
+
+#[cfg(test)]
+mod tests;

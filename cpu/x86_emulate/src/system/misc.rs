@@ -159,6 +159,7 @@ pub(super) fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<O
         M::Lfence | M::Sfence => simple(handler!(nothing)),
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => simple(handler!(nothing)),
         M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Cldemote => simple(handler!(nothing)),
+        M::Prefetchit0 | M::Prefetchit1 => simple(handler!(nothing)),
         M::Rdsspd | M::Rdsspq => simple(handler!(nothing)),
         M::Bndmk | M::Bndcl | M::Bndcu | M::Bndcn | M::Bndmov | M::Bndldx | M::Bndstx
             if insn.op_kind(0) == OpKind::Register || insn.op_kind(0) == OpKind::Memory =>

@@ -34,7 +34,7 @@ mod moves;
 mod state;
 mod strings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod xsave;
 
 use crate::core::{Core, Fault};

@@ -2,6 +2,6 @@
 //! with the host processor in `tests/differential`.
 
 mod exceptions;
-mod flat;
+pub(crate) mod flat;
 mod gates;
 mod save_areas;
