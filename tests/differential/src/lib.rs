@@ -5,6 +5,7 @@
 //!
 //! - `forms`: which instructions there are, and which are left out, with the reason.
 //! - `generate`: a random case of a form. `values`: random numbers with a taste for corners.
+//! - `sweep`: the whole opcode map, for what is refused.
 //! - `state`: registers and memory of a case. `compare`: what must be equal. `minimise`: a failing case cut
 //!   down to what it needs. `campaign`: all of it together.
 
@@ -17,4 +18,5 @@ pub mod layout;
 pub mod minimise;
 pub mod native;
 pub mod state;
+pub mod sweep;
 pub mod values;
