@@ -1,12 +1,15 @@
 //! What must be equal, and what the manuals leave open.
 
+use crate::generate::is_short;
 use crate::layout::WINDOW;
 use crate::state::{Case, Outcome, Raised};
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic as M};
 use std::ops::Range;
 
 /// Flags that user code can have: arithmetic, direction, AC, ID.
-const FLAGS: u64 = 0x8D5 | 0x400 | 0x24_0000;
+const FLAGS: u64 = STATUS | 0x400 | 0x24_0000;
+/// CF, PF, AF, ZF, SF, OF.
+const STATUS: u64 = 0x8D5;
 
 /// The instruction of a case.
 pub fn decode(case: &Case) -> Instruction {
@@ -27,14 +30,21 @@ pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Option<String>
     }
     let mask = if case.code.is_32 { 0xFFFF_FFFF } else { u64::MAX };
     let count = if case.code.is_32 { 8 } else { 16 };
+    let faulted = host.raised.vector != Raised::NONE;
+    let open_halves = open_halves(&insn, case, faulted);
     for i in 0..count {
+        let mask = if open_halves.contains(&i) { 0xFFFF_FFFF } else { mask };
         let (a, b) = (a.gpr[i] & mask, b.gpr[i] & mask);
         if a != b {
             return Some(format!("gpr {i}: host {a:#x}, ours {b:#x}"));
         }
     }
-    let faulted = host.raised.vector != Raised::NONE;
-    let open = if faulted { 0 } else { undefined_flags(&insn) };
+    let open = match faulted {
+        false => undefined_flags(&insn),
+        // Whether those of the elements before the fault show.
+        true if is_scan(&insn) => STATUS,
+        true => 0,
+    };
     let differing = (a.flags ^ b.flags) & FLAGS & !open;
     if differing != 0 {
         return Some(format!("flags: host {:#x}, ours {:#x}, differing {differing:#x}", a.flags, b.flags));
@@ -48,8 +58,11 @@ pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Option<String>
     }
     for i in 0..count {
         // How much of a gather's mask is cleared up to a fault: only its sign bits mean something.
-        let is_mask = faulted && insn.is_vsib() && insn.op2_register().number() == i;
-        if a.ymm(i) != b.ymm(i) && !is_mask {
+        let partial = faulted && insn.is_vsib();
+        let is_mask = partial && insn.op2_register().number() == i;
+        // Whether a gather that faults has cleared the upper half already.
+        let words = if partial && insn.op0_register().is_xmm() { 2 } else { 4 };
+        if a.ymm(i)[..words] != b.ymm(i)[..words] && !is_mask {
             return Some(format!("ymm{i}: host {:x?}, ours {:x?}", a.ymm(i), b.ymm(i)));
         }
     }
@@ -72,6 +85,11 @@ fn raised_difference(insn: &Instruction, host: &Raised, ours: &Raised) -> Option
     if large && host.vector == PAGE_FAULT && ours.vector == PAGE_FAULT {
         return None;
     }
+    // Pages of the host's kernel may be present.
+    const PRESENT: u64 = 1;
+    if host.vector == PAGE_FAULT && host.address >> 63 != 0 {
+        same = host.vector == ours.vector && (host.error ^ ours.error) & !PRESENT == 0;
+    }
     if host.vector == PAGE_FAULT && is_cmps(insn) {
         return (ours.vector != PAGE_FAULT).then(|| format!("host exception 14, ours {}", ours.vector));
     }
@@ -86,6 +104,21 @@ fn raised_difference(insn: &Instruction, host: &Raised, ours: &Raised) -> Option
         v => format!("exception {v}, code {:#x}, address {:#x}", r.error, r.address),
     };
     Some(format!("host {}, ours {}", show(host), show(ours)))
+}
+
+/// Registers of which the upper half is the processor's choice: those of a repeated string instruction with 32-bit
+/// addresses in 64-bit code before it has done anything.
+fn open_halves(insn: &Instruction, case: &Case, faulted: bool) -> &'static [usize] {
+    const RCX: usize = 1;
+    let repeated = insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix());
+    let short = (0..insn.op_count()).any(|i| is_short(insn.op_kind(i)));
+    let idle = faulted || case.registers.gpr[RCX] as u32 == 0;
+    if repeated && short && idle { &[RCX, 6, 7] } else { &[] }
+}
+
+/// Whether `insn` is CMPS or SCAS.
+fn is_scan(insn: &Instruction) -> bool {
+    is_cmps(insn) || matches!(insn.mnemonic(), M::Scasb | M::Scasw | M::Scasd | M::Scasq)
 }
 
 /// Which of its two operands CMPS reads first is the processor's choice.

@@ -4,6 +4,7 @@ mod memory;
 mod operands;
 
 pub use memory::linear;
+pub use operands::is_short;
 
 use crate::forms::Form;
 use crate::layout::*;
@@ -63,6 +64,7 @@ fn attempt(form: Form, slot: u32, random: &mut Random) -> Option<Case> {
 /// Cases whose outcome is the processor's choice.
 fn is_unfit(insn: &Instruction, r: &Registers, plan: &Plan) -> bool {
     let narrow = insn.op_code().operand_size() == 16;
+    let may_fault = !plan.quiet || plan.wild || r.flags & ALIGNMENT_CHECK != 0;
     match insn.mnemonic() {
         // Some require alignment of 16, some do not.
         M::Sha1msg1
@@ -80,6 +82,12 @@ fn is_unfit(insn: &Instruction, r: &Registers, plan: &Plan) -> bool {
         M::Popa | M::Popad | M::Retf | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => {
             !plan.quiet || plan.wild
         }
+        // Which part of a masked store faults.
+        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => may_fault,
+        // What a store has done already when it faults, and whether another exception comes first.
+        M::Fbstp | M::Vcvtps2ph => may_fault,
+        M::Movd | M::Movq | M::Movntq if insn.op1_register().is_mm() => may_fault,
+        M::Fist | M::Fistp | M::Fisttp | M::Fst | M::Fstp => may_fault && r.x87_control() & 0x3F != 0x3F,
         // Some read 32 bits of memory, or more of the save area than they need.
         M::Movsxd if narrow => !plan.quiet,
         // The limit of 16 bits on the new IP, and what a far transfer looks at first.
@@ -91,11 +99,14 @@ fn is_unfit(insn: &Instruction, r: &Registers, plan: &Plan) -> bool {
 }
 
 /// Whether alignment checks are to be compared: not for frames, far pointers and save areas, where words of
-/// several sizes or #GP come in, and not for what is copied in bulk.
+/// several sizes or #GP come in, not for what is copied in bulk, and not for vectors (SDM vol. 2, MOVUPS: "may or
+/// may not be generated").
 fn has_alignment_rule(insn: &Instruction) -> bool {
     let segment = insn.op0_register().is_segment_register();
     let far = insn.is_jmp_far_indirect() || insn.is_call_far_indirect() || insn.is_call_far();
     !(insn.op_code().is_save_restore()
+        || insn.memory_size().size() >= 16
+        || insn.mnemonic() == M::Vcvtph2ps
         || insn.is_string_instruction()
         || far
         || segment
