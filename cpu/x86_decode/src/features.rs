@@ -1,11 +1,13 @@
 //! Which CPUID features an instruction needs.
 
-use iced_x86::{CpuidFeature, Instruction};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use x86_defs::cpuid::{Feature, FeatureSet};
 
 /// Whether a processor with `features` has `instruction`.
 pub fn allowed(instruction: &Instruction, features: FeatureSet) -> bool {
-    instruction.cpuid_features().iter().all(|f| has(*f, features))
+    // CPUID shows a hypervisor; its calls belong to no feature bit.
+    matches!(instruction.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall)
+        || instruction.cpuid_features().iter().all(|f| has(*f, features))
 }
 
 fn has(needed: CpuidFeature, features: FeatureSet) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Called by the lowering of `x86_emulate` and by the translator. An instruction whose CPUID feature the
 //! guest does not have decodes as the processor without it would: #UD, or the older instruction that
-//! shares the encoding (TZCNT without BMI1 is BSF, LZCNT without LZCNT is BSR).
+//! shares the encoding (TZCNT without BMI1 is BSF, LZCNT without LZCNT is BSR, WBNOINVD is WBINVD).
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -49,7 +49,7 @@ pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Deco
 }
 
 fn decoder_options(features: FeatureSet) -> u32 {
-    let mut options = DecoderOptions::NONE;
+    let mut options = DecoderOptions::NO_WBNOINVD;
     if !features.has(Feature::Bmi1) {
         options |= DecoderOptions::NO_MPFX_0FBC;
     }

@@ -131,6 +131,17 @@ fn fence<C: Core>(_: &mut C, _: &Op<C>) -> Result<Step, Fault> {
     Ok(Step::Next)
 }
 
+/// VMCALL, VMMCALL: KVM's hypercall ABI, of which there is no call (ENOSYS as KVM numbers it; EPERM for user code).
+fn hypercall<C: Core>(c: &mut C, _: &Op<C>) -> Result<Step, Fault> {
+    let answer: i64 = if c.cpu().cpl == 0 { -1000 } else { -1 };
+    if c.cpu().mode.is_long() {
+        write_reg(c, reg::RAX as u8, answer as u64);
+    } else {
+        write_reg(c, reg::RAX as u8, answer as u32);
+    }
+    Ok(Step::Next)
+}
+
 /// Prefetches and hints: no effect, no fault.
 fn nothing<C: Core>(_: &mut C, _: &Op<C>) -> Result<Step, Fault> {
     Ok(Step::Next)
@@ -155,6 +166,7 @@ pub(super) fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<O
         M::Invpcid => with_register(handler!(invpcid)),
         M::Wbinvd | M::Invd => simple(handler!(cache)),
         M::Clflush | M::Clflushopt | M::Clwb => simple(handler!(cache_line)),
+        M::Vmcall | M::Vmmcall => simple(handler!(hypercall)),
         M::Mfence => simple(handler!(fence)),
         M::Lfence | M::Sfence => simple(handler!(nothing)),
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => simple(handler!(nothing)),
