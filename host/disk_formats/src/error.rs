@@ -78,10 +78,4 @@ pub enum DiskError {
         /// The file it wants.
         backing: PathBuf,
     },
-    /// Changes were asked of a disk that has none.
-    #[error("disk {}: it is read-only, so it needs and takes no overlay", path.display())]
-    ReadOnly {
-        /// The image.
-        path: PathBuf,
-    },
 }

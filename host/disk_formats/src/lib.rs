@@ -41,7 +41,8 @@ pub trait Disk: BlockStore + std::fmt::Debug {
 
     /// Freezes this disk and goes on in a new qcow2 image at `overlay` that is based on it: everything so far is
     /// flushed and stays as it is (further writes here are refused), the returned disk holds what changes from now on.
-    /// When it fails, this disk is as writable as before and no overlay is left.
+    /// When it fails, this disk is as writable as before and no overlay is left. A disk that was opened to be read only
+    /// needs no freezing.
     fn create_overlay(&self, overlay: &Path) -> Result<Box<dyn Disk>, DiskError>;
 }
 

@@ -1,6 +1,6 @@
 //! Overlays: freezes a disk of any format and goes on in a new qcow2 image that is based on it.
 //!
-//! Called by: every format's `Disk::create_overlay`, for `save --continue`.
+//! Called by: every format's `Disk::create_overlay`, for `save --continue` and for images that are to stay as they are.
 //!
 //! Order, so that a crash at any point leaves a base that is complete: flush the base ► write the overlay and make it
 //! durable ► freeze the base and let readers in ► open the overlay. The overlay never replaces an existing file.
@@ -24,9 +24,8 @@ pub(crate) struct Base<'a> {
 }
 
 pub(crate) fn create(base: &Base<'_>, path: &Path) -> Result<Box<dyn Disk>, DiskError> {
-    if base.disk.read_only() {
-        return Err(DiskError::ReadOnly { path: base.spec.path.clone() });
-    }
+    // Nobody writes to it here, and its lock lets readers in already.
+    let still = base.disk.read_only();
     let fail_base = |what| move |source| DiskError::Io { path: base.spec.path.clone(), what, source };
     let fail = |what| move |source| DiskError::Io { path: path.into(), what, source };
     base.disk.flush().map_err(fail_base("flush it"))?;
@@ -40,13 +39,17 @@ pub(crate) fn create(base: &Base<'_>, path: &Path) -> Result<Box<dyn Disk>, Disk
         .map_err(fail("write the overlay"));
     drop(file);
     let opened = made.and_then(|()| {
-        base.frozen.store(true, Ordering::Release);
-        base.lock.downgrade_to_read().map_err(fail_base("lock it for reading"))?;
+        if !still {
+            base.frozen.store(true, Ordering::Release);
+            base.lock.downgrade_to_read().map_err(fail_base("lock it for reading"))?;
+        }
         crate::open(&overlay_spec(base.spec, path, real))
     });
     if opened.is_err() {
-        let _ = base.lock.upgrade_to_write();
-        base.frozen.store(false, Ordering::Release);
+        if !still {
+            let _ = base.lock.upgrade_to_write();
+            base.frozen.store(false, Ordering::Release);
+        }
         let _ = std::fs::remove_file(path);
     }
     opened

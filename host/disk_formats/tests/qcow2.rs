@@ -307,6 +307,16 @@ fn an_overlay_replaces_nothing_and_a_failed_one_changes_nothing() {
     disk.write_at(&[1; 512], 0).unwrap();
     drop(disk);
     let disk = open(&DiskSpec { read_only: true, ..DiskSpec::new(&path) }).unwrap();
-    assert!(matches!(disk.create_overlay(&dir.path().join("x")), Err(DiskError::ReadOnly { .. })));
     assert_eq!(disk.format(), Format::Qcow2);
+    let before = std::fs::read(&path).unwrap();
+    let overlay = disk.create_overlay(&dir.path().join("x")).unwrap();
+    assert!(disk.read_only() && !overlay.read_only(), "a disk that is only read can have an overlay");
+    overlay.write_at(&[2; 512], 0).unwrap();
+    overlay.flush().unwrap();
+    let mut sector = [0; 512];
+    overlay.read_at(&mut sector, 0).unwrap();
+    assert_eq!(sector, [2; 512]);
+    disk.read_at(&mut sector, 0).unwrap();
+    assert_eq!(sector, [1; 512]);
+    assert_eq!(std::fs::read(&path).unwrap(), before);
 }

@@ -109,13 +109,13 @@ impl OpenDisk {
         lock(&self.spec).clone()
     }
 
-    /// Freezes the image, if it is writable, and goes on in an overlay beside it; the overlay's path. Nothing is in
-    /// flight.
+    /// Freezes the image, if the guest may write, and goes on in an overlay beside it; the overlay's path. Nothing is
+    /// in flight.
     pub fn continue_in_overlay(&self) -> Result<Option<PathBuf>, DiskError> {
-        let image = self.image();
-        if image.read_only() {
+        if self.spec().read_only {
             return Ok(None);
         }
+        let image = self.image();
         let path = overlay_path(image.path());
         let overlay: Arc<dyn Disk> = image.create_overlay(&path)?.into();
         self.pool.replace_store(overlay.clone());
@@ -124,7 +124,13 @@ impl OpenDisk {
         let base = std::mem::replace(&mut spec.path, path.clone());
         spec.format = Some("qcow2".into());
         spec.backing.push(base);
+        spec.frozen = false;
         Ok(Some(path))
+    }
+
+    /// For an image that is to stay as it is: goes on in an overlay before the guest runs; the overlay's path.
+    pub fn leave_frozen(&self) -> Result<Option<PathBuf>, DiskError> {
+        if self.spec().frozen { self.continue_in_overlay() } else { Ok(None) }
     }
 }
 
@@ -150,13 +156,14 @@ pub struct Backend(pub Arc<OpenDisk>);
 
 impl BlockBackend for Backend {
     fn info(&self) -> BlockInfo {
-        let image = self.0.image();
+        let (image, spec) = (self.0.image(), self.0.spec());
         BlockInfo {
             bytes: image.size_bytes(),
-            read_only: image.read_only(),
+            // A frozen image gets its overlay before the guest runs.
+            read_only: spec.read_only,
             block_bytes: BLOCK_BYTES,
             physical_block_bytes: PHYSICAL_BLOCK_BYTES,
-            discard: !lock(&self.0.spec).ignore_discard,
+            discard: !spec.ignore_discard,
             write_zeroes: true,
         }
     }
@@ -211,6 +218,38 @@ mod tests {
         assert_eq!(overlay_path(&path("a.raw")), path("a.raw.2.qcow2"));
         assert_eq!(overlay_path(&path("a.raw.1.qcow2")), path("a.raw.2.qcow2"));
         assert_eq!(overlay_path(&path("debian.qcow2")), path("debian.qcow2.1.qcow2"));
+    }
+
+    #[test]
+    fn a_frozen_image_stays_what_overlays_are_based_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, vec![7; 8192]).unwrap();
+        let spec = DiskSpec::from_option(path.to_str().unwrap()).unwrap();
+        let open = |spec: &DiskSpec| {
+            let image = disk_formats::open(&spec.to_disk_format().unwrap()).unwrap();
+            OpenDisk::new(image, spec.clone()).unwrap()
+        };
+        // The VM that was saved and went on.
+        let first = open(&spec);
+        assert_eq!(first.leave_frozen().unwrap(), None);
+        first.continue_in_overlay().unwrap();
+        first.image().write_at(&[1; 512], 0).unwrap();
+
+        // The VM that is restored from the save, beside it.
+        let second = open(&DiskSpec { frozen: true, ..spec });
+        assert!(!Backend(second.clone()).info().read_only);
+        let overlay = second.leave_frozen().unwrap();
+        assert_eq!(overlay, Some(folder.path().join("disk.raw.2.qcow2")));
+        assert!(!second.spec().frozen);
+        second.image().write_at(&[2; 512], 512).unwrap();
+        second.image().flush().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
+        let mut sectors = [0; 1024];
+        first.image().read_at(&mut sectors, 0).unwrap();
+        assert_eq!((&sectors[..512], &sectors[512..]), (&[1; 512][..], &[7; 512][..]));
+        second.image().read_at(&mut sectors, 0).unwrap();
+        assert_eq!((&sectors[..512], &sectors[512..]), (&[7; 512][..], &[2; 512][..]));
     }
 
     #[test]

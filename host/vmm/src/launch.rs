@@ -45,6 +45,9 @@ pub enum LaunchError {
     /// There is no control socket.
     #[error(transparent)]
     Control(#[from] ServeError),
+    /// A disk that is to stay as it is cannot have an overlay.
+    #[error(transparent)]
+    Disk(#[from] disk_formats::DiskError),
     /// A thread or the event loop cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -120,6 +123,7 @@ fn launch(
     let parts = Parts { engine: &*engine, host: &*host, requests: requests.clone() };
     let machine = Arc::new(Machine::build(spec, &parts)?);
     prepare(&machine, &host)?;
+    leave_frozen_disks(&host)?;
     let saves = Arc::new(SaveJobs::default());
     let name = vm.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
     let desk = Desk {
@@ -143,6 +147,18 @@ fn launch(
     let statistics = driver.machine.statistics();
     drop(control);
     Ok(Ended { verdict, statistics })
+}
+
+/// Gives every disk whose image is to stay as it is an overlay, and says so.
+fn leave_frozen_disks(host: &Host) -> Result<(), LaunchError> {
+    for (_, disk) in host.disks() {
+        let image = disk.image();
+        if let Some(overlay) = disk.leave_frozen()? {
+            let (image, overlay) = (image.path().display(), overlay.display());
+            eprintln!("bedplate: {image} stays as it is; what the guest writes goes to {overlay}\r");
+        }
+    }
+    Ok(())
 }
 
 /// What is called with a kernel's last words: a while later, if nobody has spoken since, the VM ends.

@@ -4,9 +4,11 @@
 //!
 //! Invariants:
 //! - The file is written under a temporary name in the same folder, made durable, and renamed: a crash leaves the
-//!   old file or none.
+//!   old file or none. Only its owner may read it: it holds the guest's memory.
+//! - Nothing but an earlier save is ever replaced.
 //! - Disks are named by path, and known by identity: one that moved on since the save is refused.
-//! - With `and_continue`, every writable disk is frozen and goes on in an overlay before the guest runs again.
+//! - With `and_continue`, every writable disk is frozen and goes on in an overlay before the guest runs again. The
+//!   save says so ([`crate::wire::DiskSpec::frozen`]): brought back, it leaves the frozen images as they are, too.
 
 use crate::disk::OpenDisk;
 use crate::host::Host;
@@ -14,12 +16,14 @@ use crate::wire::{SpecError, VmSpec};
 use disk_formats::{DiskError, DiskIdentity};
 use machine::Machine;
 use machine::saved_vm::{
-    ByteSink, ByteSource, CRITICAL, Kind, LoadError, RamSaver, Reader, SaveError, StreamError, Writer,
+    ByteSink, ByteSource, CRITICAL, Kind, LoadError, MAGIC, RamSaver, Reader, SaveError, StreamError, Writer,
 };
 use machine_spec::MachineSpec;
+use rustix::rand::GetRandomFlags;
 use saved_state::{FieldWriter, Fields, RestoreError, SavedState};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The VM as people wrote it, with its disks as they are now (TOML).
@@ -39,6 +43,14 @@ pub enum SaveFileError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// What is there must stay.
+    #[error("{}: {problem}; choose another name", path.display())]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        problem: &'static str,
     },
     /// The machine cannot be saved.
     #[error(transparent)]
@@ -138,27 +150,47 @@ pub struct Save<'a> {
 impl Save<'_> {
     /// Writes the file; the machine stands still. Gives a sentence about it.
     pub fn write(&self, machine: &Machine) -> Result<String, SaveFileError> {
-        let temporary = self.temporary();
-        let result = self.write_as(&temporary, machine);
+        let mut vm = self.vm.clone();
+        vm.disks = self.host.present_disks();
+        check_target(self.file, self.vm.files().into_iter().chain(vm.files()))?;
+        for disk in &mut vm.disks {
+            disk.frozen = self.and_continue && !disk.read_only;
+        }
+        let (temporary, file) = self.create_temporary().map_err(|source| self.io_error(source))?;
+        let result = self.write_as(&temporary, file, &vm, machine);
         if result.is_err() {
             let _ = std::fs::remove_file(&temporary);
         }
         result
     }
 
-    fn temporary(&self) -> PathBuf {
-        let mut name = self.file.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        self.file.with_file_name(name)
+    /// The error names the file that people asked for, whatever it is called meanwhile.
+    fn io_error(&self, source: io::Error) -> SaveFileError {
+        SaveFileError::Io { path: self.file.into(), source }
     }
 
-    fn write_as(&self, temporary: &Path, machine: &Machine) -> Result<String, SaveFileError> {
-        let fail = |source| SaveFileError::Io { path: temporary.into(), source };
+    /// A new file of a name that nobody can know before.
+    fn create_temporary(&self) -> io::Result<(PathBuf, File)> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, GetRandomFlags::empty())?;
+        let mut name = self.file.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{:016x}.tmp", u64::from_ne_bytes(random)));
+        let path = self.file.with_file_name(name);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok((path, file))
+    }
+
+    fn write_as(
+        &self,
+        temporary: &Path,
+        file: File,
+        vm: &VmSpec,
+        machine: &Machine,
+    ) -> Result<String, SaveFileError> {
+        let fail = |source| self.io_error(source);
         let disks = self.host.disks();
         let saved = disks.iter().map(|(key, disk)| saved_disk(key, disk)).collect::<Result<Vec<_>, _>>()?;
-        let mut sink = Sink(BufWriter::with_capacity(1 << 20, File::create(temporary).map_err(fail)?));
-        let mut vm = self.vm.clone();
-        vm.disks = self.host.present_disks();
+        let mut sink = Sink(BufWriter::with_capacity(1 << 20, file));
         let stream = |error| SaveFileError::Save(SaveError::Stream(error));
         let mut writer = Writer::begin(&mut sink).map_err(stream)?;
         writer.record(KIND_HOST, CRITICAL, vm.to_toml().as_bytes()).map_err(stream)?;
@@ -174,22 +206,53 @@ impl Save<'_> {
         let mut overlays = Vec::new();
         if self.and_continue {
             for (_, disk) in &disks {
-                overlays.extend(disk.continue_in_overlay()?);
+                if disk.continue_in_overlay()?.is_some() {
+                    overlays.push(disk.spec().to_option());
+                }
             }
         }
         self.put_in_place(temporary)?;
         let mut message = format!("saved to {} ({} MiB)", self.file.display(), bytes.div_ceil(1 << 20));
-        for overlay in overlays {
-            message.push_str(&format!("; a disk goes on in {}", overlay.display()));
+        for option in overlays {
+            message.push_str(&format!("\na disk goes on in an overlay; to start it again: --disk {option}"));
         }
         Ok(message)
     }
 
     fn put_in_place(&self, temporary: &Path) -> Result<(), SaveFileError> {
-        let fail = |source| SaveFileError::Io { path: self.file.into(), source };
+        let fail = |source| self.io_error(source);
         std::fs::rename(temporary, self.file).map_err(fail)?;
         let folder = self.file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+    }
+}
+
+/// Whether `target` may be written: it is new or an earlier save, and none of the VM's own `files`.
+fn check_target(target: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<(), SaveFileError> {
+    let fail = |source| SaveFileError::Io { path: target.into(), source };
+    let occupied = |problem| Err(SaveFileError::Occupied { path: target.into(), problem });
+    let there = match std::fs::metadata(target) {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fail(error)),
+    };
+    if there.is_dir() {
+        return occupied("it is a folder");
+    }
+    if !there.is_file() {
+        return occupied("it is no regular file");
+    }
+    let is_target = |file: &PathBuf| {
+        std::fs::metadata(file).is_ok_and(|file| (file.dev(), file.ino()) == (there.dev(), there.ino()))
+    };
+    if files.into_iter().any(|file| is_target(&file)) {
+        return occupied("the VM itself uses this file");
+    }
+    let mut magic = [0; MAGIC.len()];
+    match File::open(target).and_then(|mut file| file.read_exact(&mut magic)) {
+        Ok(()) if magic == MAGIC => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(fail(error)),
+        _ => occupied("there is another file, which is no saved VM"),
     }
 }
 

@@ -88,6 +88,9 @@ pub struct DiskSpec {
     /// Backing files that the image may name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backing: Vec<PathBuf>,
+    /// The image stays as it is: what the guest writes goes to a new overlay beside it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub frozen: bool,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -231,6 +234,13 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// Every file that the spec names: kernel, initrd, images, backing files, ends of consoles.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        self.clone().each_path(|path| files.push(path.clone()));
+        files
+    }
+
     fn each_path(&mut self, mut change: impl FnMut(&mut PathBuf)) {
         if let Some(boot) = &mut self.boot {
             change(&mut boot.kernel);
@@ -283,7 +293,26 @@ impl DiskSpec {
             read_only: spec.read_only,
             ignore_discard: !spec.discard,
             backing: spec.backing_allow,
+            frozen: false,
         })
+    }
+
+    /// What to write on the command line for it.
+    pub fn to_option(&self) -> String {
+        let mut text = self.path.display().to_string();
+        if self.read_only {
+            text.push_str(",ro");
+        }
+        if let Some(format) = &self.format {
+            text.push_str(&format!(",format={format}"));
+        }
+        if self.ignore_discard {
+            text.push_str(",discard=off");
+        }
+        for path in &self.backing {
+            text.push_str(&format!(",backing={}", path.display()));
+        }
+        text
     }
 
     /// As the disk library wants it.
@@ -299,7 +328,7 @@ impl DiskSpec {
         }
         let mut spec = disk_formats::DiskSpec::new(&self.path);
         spec.format = format;
-        spec.read_only = self.read_only;
+        spec.read_only = self.read_only || self.frozen;
         spec.discard = !self.ignore_discard;
         spec.backing_allow = self.backing.clone();
         Ok(spec)

@@ -144,7 +144,8 @@ fn a_vm_that_was_saved_with_continue_goes_on_in_overlays() {
     vm.expect(">");
     let output = bench.output(&["ctl", "one", "save", "--continue", file]);
     assert!(output.status.success(), "{}", said(&output.stderr));
-    assert!(said(&output.stdout).contains("disk.raw.1.qcow2"), "{}", said(&output.stdout));
+    let option = format!("--disk {disk}.1.qcow2,format=qcow2,backing={disk}\n");
+    assert!(said(&output.stdout).ends_with(&option), "{}", said(&output.stdout));
     assert!(bench.path("disk.raw.1.qcow2").exists());
     vm.send("x");
     vm.expect("1");
@@ -159,7 +160,57 @@ fn a_vm_that_was_saved_with_continue_goes_on_in_overlays() {
         vm.send("q");
         let (code, words) = vm.wait();
         assert_eq!(code, 0, "{file}: {words}");
+        // The first one's disk is what the overlay is based on: it goes on in another.
+        assert_eq!(words.contains("disk.raw stays as it is"), digit == "1", "{words}");
     }
+    assert!(bench.path("disk.raw.2.qcow2").exists());
+    let mut vm = bench.start(&run_args(&kernel, &["--disk", option["--disk ".len()..].trim_end()]));
+    vm.expect(">");
+    vm.send("q");
+    assert_eq!(vm.wait().0, 0);
+}
+
+#[test]
+fn a_save_replaces_nothing_but_a_save_and_is_its_owners() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let bench = Bench::new();
+    let (kernel, disk, file) = (bench.kernel(&counter()), bench.disk(), bench.path("vm.saved"));
+    std::os::unix::fs::symlink(&disk, bench.path("link")).unwrap();
+    std::fs::hard_link(&disk, bench.path("hard")).unwrap();
+    std::fs::write(bench.path("letter"), "dear").unwrap();
+    std::fs::create_dir(bench.path("folder")).unwrap();
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "one", "--disk", disk.to_str().unwrap()]));
+    vm.expect(">");
+    let save = |name: &str| {
+        let output = bench.output(&["ctl", "one", "save", "--continue", name]);
+        (output.status.success(), said(&output.stderr))
+    };
+    // A disk may begin with anything.
+    std::fs::write(&disk, [&b"BEDPLATE"[..], &vec![0; (1 << 20) - 8]].concat()).unwrap();
+    for name in ["kernel", "disk.raw", "link", "hard"] {
+        let (ok, words) = save(name);
+        assert!(!ok && words.contains(name) && words.contains("the VM itself uses"), "{name}: {words}");
+    }
+    let (ok, words) = save("letter");
+    assert!(!ok && words.contains("no saved VM"), "{words}");
+    let (ok, words) = save("folder");
+    assert!(!ok && words.contains("it is a folder"), "{words}");
+    let (ok, words) = save("no/such/vm.saved");
+    assert!(!ok && words.contains("no/such/vm.saved: No such file"), "{words}");
+    assert_eq!(std::fs::read(bench.path("letter")).unwrap(), b"dear");
+    assert!(!bench.path("disk.raw.1.qcow2").exists());
+
+    assert!(save("vm.saved").0);
+    let first = std::fs::metadata(&file).unwrap();
+    assert_eq!(first.permissions().mode() & 0o777, 0o600);
+    for name in ["disk.raw", "disk.raw.1.qcow2"] {
+        let (ok, words) = save(name);
+        assert!(!ok && words.contains("the VM itself uses"), "{name}: {words}");
+    }
+    assert!(save("vm.saved").0);
+    assert_ne!(std::fs::metadata(&file).unwrap().ino(), first.ino());
+    assert!(bench.output(&["ctl", "one", "kill"]).status.success());
+    assert_eq!(vm.wait().0, 20);
 }
 
 #[test]
