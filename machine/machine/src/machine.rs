@@ -107,7 +107,7 @@ impl Machine {
         }
     }
 
-    /// Its spec, with the PCI slots that were assigned.
+    /// Its spec, with the PCI slots that were assigned and the version of its CPU model.
     pub fn spec(&self) -> &MachineSpec {
         &self.spec
     }

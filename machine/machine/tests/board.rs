@@ -194,6 +194,30 @@ fn direct_boot_leaves_kernel_tables_and_registers() {
 }
 
 #[test]
+fn the_spec_names_the_version_of_its_processor() {
+    let model = |model: &str, feature: Option<(&str, bool)>| {
+        let feature = feature.map(|(name, enabled)| machine_spec::CpuFeature { name: name.into(), enabled });
+        let test = TestMachine::build(|spec| {
+            spec.cpus.model = model.into();
+            spec.cpus.features = feature.into_iter().collect();
+        });
+        test.unwrap().machine.spec().cpus.clone()
+    };
+    assert_eq!(model("x86-64-v3", None).model, "x86-64-v3@1");
+    assert_eq!(model("x86-64-v3@1", None).model, "x86-64-v3@1");
+    // With what a feature needs and what needs it, as the guest sees it.
+    let without_avx = model("x86-64-v3", Some(("avx", false)));
+    assert_eq!(without_avx.model, "x86-64-v3@1");
+    for name in ["avx", "avx2", "fma"] {
+        let found = without_avx.features.iter().find(|feature| feature.name == name);
+        assert!(found.is_some_and(|feature| !feature.enabled), "{name} in {without_avx:?}");
+    }
+    let refused =
+        TestMachine::build(|spec| spec.cpus.model = "x86-64-v3@9".into()).err().unwrap().to_string();
+    assert!(refused.contains("has no version `9`"), "{refused}");
+}
+
+#[test]
 fn two_serial_ports_of_one_number_are_refused() {
     let twin = DeviceSpec::Uart(UartSpec { port: 0, stream: Some(HostKey("serial1".into())) });
     let error = TestMachine::build(|spec| spec.devices.push(twin)).err().unwrap().to_string();

@@ -154,7 +154,7 @@ fn check_cpus(cpus: &CpuSpec) -> Checked {
     check_range("cpus.max", cpus.max, 1, limit::CPUS)?;
     check_range("cpus.count", cpus.count, 1, cpus.max)?;
     check_range("cpus.address_bits", cpus.address_bits, limit::ADDRESS_BITS.0, limit::ADDRESS_BITS.1)?;
-    check_name("cpus.model", &cpus.model, limit::CPU_NAME)?;
+    check_model("cpus.model", &cpus.model)?;
     check_length("cpus.features", cpus.features.len(), limit::CPU_FEATURES)?;
     for (index, feature) in cpus.features.iter().enumerate() {
         let field = format!("cpus.features[{index}]");
@@ -165,6 +165,15 @@ fn check_cpus(cpus: &CpuSpec) -> Checked {
         }
     }
     Ok(())
+}
+
+/// A model's name, or `name@version`. Whether there is such a model is the engine's to know.
+fn check_model(field: &str, model: &str) -> Checked {
+    check_length(field, model.len(), limit::CPU_NAME)?;
+    let (name, version) =
+        model.split_once('@').map_or((model, None), |(name, version)| (name, Some(version)));
+    check_name(field, name, limit::CPU_NAME)?;
+    version.map_or(Ok(()), |version| check_name(field, version, limit::CPU_NAME))
 }
 
 fn check_ram(ram: &RamSpec) -> Checked {
@@ -338,16 +347,21 @@ mod tests {
     #[test]
     fn a_full_spec_is_good() {
         assert_eq!(full_spec().validate(), Ok(()));
+        for model in ["x86-64-v3@1", "max"] {
+            assert_eq!(message(|s| s.cpus.model = model.into()), "");
+        }
     }
 
     #[test]
     fn errors_name_the_field() {
         type Change = fn(&mut MachineSpec);
-        let cases: [(&str, Change); 17] = [
+        let cases: [(&str, Change); 19] = [
             ("name: must not be empty", |s| s.name.clear()),
             ("name: `../x` may have only", |s| s.name = "../x".into()),
             ("cpus.count: 3 is not between 1 and 2", |s| (s.cpus.count, s.cpus.max) = (3, 2)),
             ("cpus.max: 9999 is not", |s| s.cpus.max = 9999),
+            ("cpus.model: must not be empty", |s| s.cpus.model = "x86-64-v3@".into()),
+            ("cpus.model: `1@2` may have only", |s| s.cpus.model = "x86-64-v3@1@2".into()),
             ("cpus.features[1]: `sha` is already used by cpus.features[0]", |s| {
                 s.cpus.features.push(s.cpus.features[0].clone());
             }),

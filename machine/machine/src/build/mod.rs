@@ -103,7 +103,7 @@ impl Machine {
         spec.validate()?;
         let layout = spec.layout()?;
         let ram = ram(&spec, &layout, parts.host)?;
-        let partition = partition(&spec, &ram, parts)?;
+        let partition = partition(&mut spec, &ram, parts)?;
         let missed = match spec.clock.missed_ticks {
             machine_spec::MissedTicks::Discard => chipset::MissedTicks::Discard,
             machine_spec::MissedTicks::Reinject => chipset::MissedTicks::Reinject,
@@ -130,14 +130,14 @@ fn ram(spec: &MachineSpec, layout: &RamLayout, host: &dyn HostServices) -> Resul
 }
 
 fn partition(
-    spec: &MachineSpec,
+    spec: &mut MachineSpec,
     ram: &GuestRam,
     parts: &Parts<'_>,
 ) -> Result<Box<dyn Partition>, BuildError> {
     let layout = PartitionLayout {
         ram: ram.clone(),
         vcpus: spec.cpus.count,
-        cpu_model: crate::cpu_model::resolve(&spec.cpus).map_err(BuildError::CpuModel)?,
+        cpu_model: crate::cpu_model::resolve(&mut spec.cpus).map_err(BuildError::CpuModel)?,
         tsc_khz: spec.clock.tsc_khz,
         clock: parts.host.clock().clone(),
     };
