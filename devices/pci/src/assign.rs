@@ -1,4 +1,4 @@
-//! What firmware does before an operating system starts: bus numbers, BARs and bridge windows.
+//! What firmware does before an operating system starts: bus numbers, BARs, bridge windows, interrupt lines.
 //!
 //! Called for direct boot, after every function was attached or reset. Deterministic: larger regions first,
 //! then by slot and BAR, so that the same machine gets the same addresses every time. Memory that does not
@@ -6,6 +6,7 @@
 
 use crate::address::Devfn;
 use crate::config::{Bar, BarKind};
+use crate::pirq::{PIRQS, pirq_of};
 use crate::regs::*;
 use crate::topology::{FunctionId, Parent, SharedFunction, Topology, Windows};
 use alloc::vec::Vec;
@@ -110,6 +111,25 @@ impl Topology {
         Ok(())
     }
 
+    /// Tells every function with an interrupt pin which interrupt of the 8259 it drives: `lines` are those that PIRQA to
+    /// PIRQH are routed to (PCI Local Bus Specification 3.0, 6.2.4).
+    pub fn set_interrupt_lines(&self, lines: &[u8; PIRQS]) {
+        self.set_lines_below(Parent::Root, &|device, pin| lines[usize::from(pirq_of(device, pin))]);
+    }
+
+    fn set_lines_below(&self, parent: Parent, line_of: &dyn Fn(u8, u8) -> u8) {
+        for (id, devfn, function) in self.children(parent) {
+            let pin = function.lock().core().config().get(INTERRUPT_PIN, 1) as u8;
+            if pin != 0 {
+                function.lock().config_write(INTERRUPT_LINE, &[line_of(devfn.device(), pin)]);
+            }
+            // A bridge passes pins on rotated by the device's number (PCI-to-PCI Bridge Specification 1.2, 9.1).
+            self.set_lines_below(Parent::Bridge(id), &|device, pin| {
+                line_of(devfn.device(), (device + pin - 1) % 4 + 1)
+            });
+        }
+    }
+
     fn number_buses(&self, parent: Parent, bus: u8, next: &mut u16) -> Result<(), AssignError> {
         for (id, _, function) in self.children(parent) {
             if !function.lock().core().config().is_bridge() {
@@ -167,7 +187,8 @@ impl Topology {
     ) {
         let secondary = bridge.lock().core().config().get(SECONDARY_BUS, 1) as u8;
         let mut behind = self.needs(Parent::Bridge(id), secondary);
-        let minima = [(Pool::Io, 0), (Pool::Memory, BRIDGE_MEMORY), (Pool::Prefetch, BRIDGE_PREFETCH)];
+        let minima =
+            [(Pool::Io, BRIDGE_IO), (Pool::Memory, BRIDGE_MEMORY), (Pool::Prefetch, BRIDGE_PREFETCH)];
         for (pool, least) in minima {
             let granule = if pool == Pool::Io { IO_GRANULE } else { MEMORY_GRANULE };
             let (mine, rest): (Vec<Need>, Vec<Need>) = behind.into_iter().partition(|n| n.pool == pool);

@@ -40,9 +40,9 @@ pub use config::{BarKind, ConfigSpace, Decoded, Identity, Space};
 pub use core_state::{FunctionCore, PciFunction, SavedFunction, Written};
 pub use host_bridge::HostBridge;
 pub use interrupts::Interrupts;
-pub use lpc::LpcBridge;
+pub use lpc::{LpcBridge, PIRQ_ROUTES};
 pub use msix::msix_bar_bytes;
-pub use pirq::{PirqLines, PirqRouter, pirq_of};
+pub use pirq::{PIRQ_OFF, PIRQS, PirqLines, PirqRouter, pirq_of};
 pub use root_port::RootPort;
 pub use topology::{AttachError, FunctionId, Parent, Topology, TopologyStats, Windows};
 

@@ -4,7 +4,7 @@
 use crate::config::{ConfigSpace, Identity};
 use crate::core_state::{FunctionCore, PciFunction, SavedFunction};
 use crate::interrupts::Interrupts;
-use crate::pirq::{PIRQS, PirqRouter, ROUTE_OFF};
+use crate::pirq::{PIRQ_OFF, PIRQS, PirqRouter};
 use alloc::sync::Arc;
 use core::task::Poll;
 use device::{Device, IoHandler, IrqLine, RestoreError, StateBlob, Unsavable};
@@ -13,8 +13,8 @@ const PM_BASE: u16 = 0x40;
 const ACPI_CONTROL: u16 = 0x44;
 /// ACPI control: the ports at `PM_BASE` are decoded.
 const ACPI_ENABLE: u64 = 0x80;
-/// Routing registers of PIRQA–D and PIRQE–H.
-const ROUTES: [u16; PIRQS] = [0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B];
+/// Offsets of the routing registers of PIRQA–D and PIRQE–H in configuration space.
+pub const PIRQ_ROUTES: [u16; PIRQS] = [0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B];
 
 /// See the module's header.
 pub struct LpcBridge {
@@ -35,8 +35,8 @@ impl LpcBridge {
         let mut config = ConfigSpace::endpoint(identity);
         config.init(PM_BASE, 4, u64::from(pm_base & 0xFF80) | 1);
         config.init(ACPI_CONTROL, 1, ACPI_ENABLE);
-        for route in ROUTES {
-            config.init(route, 1, u64::from(ROUTE_OFF));
+        for route in PIRQ_ROUTES {
+            config.init(route, 1, u64::from(PIRQ_OFF));
             config.allow(route, 1, 0x8F);
         }
         let interrupts = Arc::new(Interrupts::new(IrqLine::unconnected()));
@@ -46,7 +46,7 @@ impl LpcBridge {
     }
 
     fn routes(&self) -> [u8; PIRQS] {
-        ROUTES.map(|route| self.core.config().get(route, 1) as u8)
+        PIRQ_ROUTES.map(|route| self.core.config().get(route, 1) as u8)
     }
 }
 

@@ -9,10 +9,10 @@ use alloc::vec::Vec;
 use device::{IrqLine, LineSink, SharedLine};
 use sync::Mutex;
 
-/// PIRQ lines of a board.
+/// PIRQ lines of a board, A to H.
 pub const PIRQS: usize = 8;
 /// Routing register: not routed to an ISA interrupt.
-pub(crate) const ROUTE_OFF: u8 = 0x80;
+pub const PIRQ_OFF: u8 = 0x80;
 
 /// The PIRQ (0 = A) of `device` on bus 0 with interrupt pin `pin` (1 = INTA). The ACPI tables say the same.
 pub const fn pirq_of(device: u8, pin: u8) -> u8 {
@@ -84,7 +84,7 @@ impl PirqLines {
     /// Lines that lead to `apic` (pins of PIRQA to PIRQH) and, as routed, to `isa` (number and line of
     /// each interrupt that a PIRQ may be routed to).
     pub fn new(apic: [IrqLine; PIRQS], isa: Vec<(u8, IrqLine)>) -> Self {
-        let state = State { levels: [false; PIRQS], routes: [ROUTE_OFF; PIRQS], apic, isa };
+        let state = State { levels: [false; PIRQS], routes: [PIRQ_OFF; PIRQS], apic, isa };
         let router = Arc::new(PirqRouter(Mutex::new(state)));
         let lines = (0..PIRQS as u32).map(|i| SharedLine::new(router.clone(), i)).collect();
         Self { router, lines }

@@ -1,4 +1,5 @@
-//! What stands in RAM and registers before the first instruction: the kernel by direct boot, the ACPI tables.
+//! What stands in RAM and registers before the first instruction: the kernel by direct boot, the ACPI tables, the
+//! routing of interrupts.
 //!
 //! Called by: [`crate::Machine`] at start and at every reset.
 
@@ -10,11 +11,12 @@ use firmware::acpi::{AcpiConfig, AcpiCpu, AcpiTables, LoadTablesError};
 use firmware::direct_boot::{BootCpu, BootFiles, DirectBootError, FileRole, direct_boot};
 use firmware::mtrr;
 use firmware::smbios::{self, SmbiosConfig};
-use guest_memory::GuestRam;
-use hypervisor::VcpuState;
+use guest_memory::{Gpa, GuestRam};
 use hypervisor::state::RunState;
-use machine_spec::layout::RamLayout;
+use hypervisor::{VcpuIo, VcpuState};
+use machine_spec::layout::{self, RamLayout, irq};
 use machine_spec::{DeviceSpec, HostKey, MachineSpec};
+use pci::{PIRQ_ROUTES, Topology};
 use x86_defs::SegmentIndex;
 
 /// Why nothing can be booted.
@@ -125,6 +127,20 @@ fn write(ram: &GuestRam, segment: &Segment<'_>) -> Result<(), BootError> {
     ram.store_bytes(offset, &segment.bytes);
     ram.fill_bytes(offset + bytes, 0, segment.zeros_after);
     Ok(())
+}
+
+/// Interrupts as a BIOS leaves them, for kernels that use the 8259: PIRQs at ISA interrupts, which are level-triggered
+/// like the SCI, and every PCI function told which is its own (ICH9 datasheet, 13.1.19, 13.1.23 and 13.4.13).
+pub fn route_interrupts(topology: &Topology, io: &dyn VcpuIo) {
+    let lpc = layout::ECAM.start.0 + (u64::from(layout::slot::LPC_DEVICE) << 15);
+    for (register, line) in PIRQ_ROUTES.into_iter().zip(irq::PIRQ_ISA_DEFAULT) {
+        io.mmio_write(Gpa(lpc + u64::from(register)), &[line]);
+    }
+    let level = irq::PIRQ_ISA_DEFAULT.iter().fold(1u16 << irq::SCI, |lines, line| lines | 1 << line);
+    for (at, lines) in (layout::port::ELCR..).zip(level.to_le_bytes()) {
+        io.pio_write(at, &[lines]);
+    }
+    topology.set_interrupt_lines(&irq::PIRQ_ISA_DEFAULT);
 }
 
 /// `state`, which is that of any processor after reset, with what firmware sets in all of them.

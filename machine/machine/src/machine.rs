@@ -191,6 +191,7 @@ impl Machine {
     /// Puts into RAM and registers what is booted. The machine is as after power-up.
     pub fn boot(&self, host: &dyn HostServices) -> Result<(), BootError> {
         self.topology.assign()?;
+        boot::route_interrupts(&self.topology, &*self.io);
         let entry = boot::load(&self.spec, &self.layout, &self.tables, &self.ram, host)?;
         for (index, slot) in self.vcpus.iter().enumerate() {
             let mut vcpu = slot.vcpu.lock();

@@ -194,6 +194,22 @@ fn direct_boot_leaves_kernel_tables_and_registers() {
 }
 
 #[test]
+fn direct_boot_routes_interrupts_for_the_8259() {
+    let test = TestMachine::started();
+    test.write(config(31, 0x60), 4, 0x8080_8080);
+    test.machine.reset(&test.host).unwrap();
+    // PIRQA to PIRQH at interrupts 10 and 11; these and the SCI level-triggered.
+    assert_eq!(test.read(config(31, 0x60), 4), 0x0B0B_0A0A);
+    assert_eq!(test.read(config(31, 0x68), 4), 0x0B0B_0A0A);
+    assert_eq!((test.port_in(port::ELCR, 1), test.port_in(port::ELCR + 1, 1)), (0, 0x0E));
+    // Interrupt Line of INTA of devices 1 (PIRQB) to 4, and of the root ports.
+    let lines = [1, 2, 3, 4, 24, 25, 26, 27].map(|device| test.read(config(device, 0x3C), 2));
+    assert_eq!(lines, [0x10A, 0x10B, 0x10B, 0x10A, 0x10A, 0x10A, 0x10B, 0x10B]);
+    // A function without a pin has none.
+    assert_eq!(test.read(config(31, 0x3C), 2), 0);
+}
+
+#[test]
 fn the_spec_names_the_version_of_its_processor() {
     let model = |model: &str, feature: Option<(&str, bool)>| {
         let feature = feature.map(|(name, enabled)| machine_spec::CpuFeature { name: name.into(), enabled });

@@ -168,18 +168,10 @@ pub mod irq {
     pub const IOAPIC_PINS: u32 = 24;
     /// GSI of PIRQA; PIRQB to PIRQH follow.
     pub const PIRQ_GSI: u32 = 16;
-    /// PIRQ lines A to H.
-    pub const PIRQS: u8 = 8;
     /// ISA interrupts a PIRQ may be routed to (PIC mode).
     pub const PIRQ_ISA_CHOICES: [u8; 3] = [5, 10, 11];
-    /// Where a BIOS would have routed PIRQA to PIRQH: what the machine writes into the routing
-    /// registers before a direct boot.
+    /// Where direct boot routes PIRQA to PIRQH, as a BIOS would; each is one of [`PIRQ_ISA_CHOICES`].
     pub const PIRQ_ISA_DEFAULT: [u8; 8] = [10, 10, 11, 11, 10, 10, 11, 11];
-
-    /// The PIRQ line (0 is A) of interrupt pin `pin` (0 is INTA) of a device on the root bus.
-    pub const fn pirq_of(device: u8, pin: u8) -> u8 {
-        (device.wrapping_add(pin)) % PIRQS
-    }
 }
 
 /// Power management.
@@ -196,10 +188,6 @@ pub mod power {
 pub mod slot {
     /// Bus 0, device 31: ISA bridge with the PIRQ routing registers.
     pub const LPC_DEVICE: u8 = 31;
-    /// Offset of PIRQA–D routing in the ISA bridge's configuration space.
-    pub const PIRQ_ROUTE_AD: u8 = 0x60;
-    /// Offset of PIRQE–H routing.
-    pub const PIRQ_ROUTE_EH: u8 = 0x68;
     /// First device number handed out.
     pub const FIRST_FREE: u8 = 1;
 }

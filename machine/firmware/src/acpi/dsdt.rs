@@ -12,16 +12,15 @@ use alloc::vec::Vec;
 use machine_spec::layout::{
     ECAM, ECAM_BUSES, HPET, PCI_MMIO32, PCI_MMIO32_UPPER, Span, VGA_HOLE, irq, port, power, slot,
 };
+use pci::{PIRQ_OFF, PIRQ_ROUTES, PIRQS, pirq_of};
 
 /// `33DB4D5B-1FF7-401C-9657-7441C03DD766`, PCI host bridge `_OSC`, in the byte order of ToUUID.
 const PCI_OSC_UUID: [u8; 16] =
     [0x5B, 0x4D, 0xDB, 0x33, 0xF7, 0x1F, 0x1C, 0x40, 0x96, 0x57, 0x74, 0x41, 0xC0, 0x3D, 0xD7, 0x66];
 /// What the guest may control: native hot-plug, PME, AER, capability structure. Not SHPC.
 const OSC_GRANTED: u64 = 0x1D;
-const LINK_NAMES: [&str; 8] = ["LNKA", "LNKB", "LNKC", "LNKD", "LNKE", "LNKF", "LNKG", "LNKH"];
-const ROUTE_NAMES: [&str; 8] = ["PRQA", "PRQB", "PRQC", "PRQD", "PRQE", "PRQF", "PRQG", "PRQH"];
-/// Bit of a routing register that disconnects the line.
-const ROUTE_OFF: u64 = 0x80;
+const LINK_NAMES: [&str; PIRQS] = ["LNKA", "LNKB", "LNKC", "LNKD", "LNKE", "LNKF", "LNKG", "LNKH"];
+const ROUTE_NAMES: [&str; PIRQS] = ["PRQA", "PRQB", "PRQC", "PRQD", "PRQE", "PRQF", "PRQG", "PRQH"];
 
 /// The definition block's body.
 pub(super) fn build(config: &AcpiConfig<'_>) -> Vec<u8> {
@@ -68,7 +67,7 @@ fn host_bridge(bridge: &mut Aml, config: &AcpiConfig<'_>) {
     bridge_windows(bridge, config.layout.pci_mmio64());
     bridge_control(bridge);
     routing_table(bridge, "PRTP", |pirq, package| {
-        package.path(LINK_NAMES[usize::from(pirq % irq::PIRQS)]).int(0);
+        package.path(LINK_NAMES[usize::from(pirq)]).int(0);
     });
     routing_table(bridge, "PRTA", |pirq, package| {
         package.int(0).int(u64::from(irq::PIRQ_GSI) + u64::from(pirq));
@@ -133,7 +132,7 @@ fn routing_table(bridge: &mut Aml, name: &str, source: impl Fn(u8, &mut Aml)) {
             for pin in 0..PINS {
                 table.package(4, |entry| {
                     entry.int(u64::from(device) << 16 | 0xFFFF).int(pin.into());
-                    source(irq::pirq_of(device, pin), entry);
+                    source(pirq_of(device, pin + 1), entry);
                 });
             }
         }
@@ -142,15 +141,15 @@ fn routing_table(bridge: &mut Aml, name: &str, source: impl Fn(u8, &mut Aml)) {
 
 /// The ISA bridge: routing registers, and the devices behind it.
 fn isa_bridge(bridge: &mut Aml, config: &AcpiConfig<'_>) {
-    let gap = u32::from(slot::PIRQ_ROUTE_EH - slot::PIRQ_ROUTE_AD - 4) * 8;
+    let gap = u32::from(PIRQ_ROUTES[4] - PIRQ_ROUTES[3] - 1) * 8;
     let mut units: Vec<FieldUnit> = Vec::with_capacity(9);
     units.extend(ROUTE_NAMES[..4].iter().map(|name| FieldUnit::Named(name, 8)));
     units.push(FieldUnit::Skip(gap));
     units.extend(ROUTE_NAMES[4..].iter().map(|name| FieldUnit::Named(name, 8)));
     bridge.device("ISA", |isa| {
         isa.name("_ADR").int(u64::from(slot::LPC_DEVICE) << 16);
-        let size = u64::from(slot::PIRQ_ROUTE_EH - slot::PIRQ_ROUTE_AD) + 4;
-        isa.pci_config_region("PIRQ", slot::PIRQ_ROUTE_AD.into(), size);
+        let size = u64::from(PIRQ_ROUTES[PIRQS - 1] - PIRQ_ROUTES[0]) + 1;
+        isa.pci_config_region("PIRQ", PIRQ_ROUTES[0].into(), size);
         isa.byte_fields("PIRQ", &units);
         isa.device("RTC", |rtc| {
             rtc.name("_HID").eisa_id(b"PNP0B00");
@@ -182,11 +181,11 @@ fn link_device(sb: &mut Aml, name: &str, index: usize) {
         link.name("_UID").int(index as u64);
         link.name("_PRS").resources(|r| r.level_interrupt(&irq::PIRQ_ISA_CHOICES));
         link.method("_STA", 0, |m| {
-            m.when(|p| p.and().path(&route).int(ROUTE_OFF).null(), |m| m.ret().int(0x09));
+            m.when(|p| p.and().path(&route).int(PIRQ_OFF.into()).null(), |m| m.ret().int(0x09));
             m.ret().int(0x0B);
         });
         link.method("_DIS", 0, |m| {
-            m.or().path(&route).int(ROUTE_OFF).path(&route);
+            m.or().path(&route).int(PIRQ_OFF.into()).path(&route);
         });
         link.method("_CRS", 0, |m| {
             m.ret().path("LCRS").path(&route);
@@ -204,7 +203,7 @@ fn link_resources(sb: &mut Aml) {
     sb.serialized_method("LCRS", 1, |m| {
         m.name("PRR0").resources(|r| r.level_interrupt(&[0]));
         m.create_dword_field().path("PRR0").int(5).path("PRRI");
-        m.when(|p| p.less().arg(0).int(ROUTE_OFF), |m| m.store().arg(0).path("PRRI"));
+        m.when(|p| p.less().arg(0).int(PIRQ_OFF.into()), |m| m.store().arg(0).path("PRRI"));
         m.ret().path("PRR0");
     });
 }
