@@ -11,7 +11,9 @@ use crate::regs::*;
 use crate::topology::{FunctionId, Parent, SharedFunction, Topology, Windows};
 use alloc::vec::Vec;
 
-/// Memory window below 4 GiB that a bridge gets at least, also with nothing behind it.
+/// Ports that a bridge gets at least, also with nothing behind it.
+const BRIDGE_IO: u64 = IO_GRANULE;
+/// Memory window below 4 GiB that a bridge gets at least.
 const BRIDGE_MEMORY: u64 = 2 << 20;
 /// Prefetchable window that a bridge gets at least.
 const BRIDGE_PREFETCH: u64 = 1 << 30;

@@ -311,6 +311,23 @@ fn assignment_gives_everything_a_place() {
 }
 
 #[test]
+fn a_root_port_has_room_for_what_is_plugged_later() {
+    let windows = Windows {
+        io: [(0x1000, 0xFFFF)].into(),
+        memory32: [(0xC000_0000, 0xDFFF_FFFF)].into(),
+        memory64: [(0x80_0000_0000, 0xFF_FFFF_FFFF)].into(),
+    };
+    let topology = Topology::new(windows, Arc::new(Bus::new()), Arc::new(Bus::new()));
+    let port = Arc::new(Mutex::new(root_port()));
+    topology.attach(Parent::Root, Devfn::new(3, 0), port.clone()).unwrap();
+    topology.assign().unwrap();
+    let forwarded = port.lock().core().config().forwarded().unwrap();
+    assert_eq!(forwarded.io, Some((0x1000, 0x1FFF)));
+    let memory = [Some((0xC000_0000, 0xC01F_FFFF)), Some((0x80_0000_0000, 0x80_3FFF_FFFF))];
+    assert!(forwarded.memory.into_iter().eq(memory), "{:x?}", forwarded.memory);
+}
+
+#[test]
 fn too_little_room_is_an_error() {
     let (memory, io) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
     let topology = Topology::new(Windows::default(), memory, io);
