@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic "BEDPLATE", version u32, records …, record "END "
-//! record: kind [u8; 4], flags u16, zero u16, body length u32, CRC-32C of header and body u32, body
+//! record: kind [u8; 4], flags u16, version of its fields u16, body length u32, CRC-32C of header and body u32, body
 //! ```
 //! Called by: [`crate::Machine`] (records of its parts), `vmm` (its own records, the file).
 //!
@@ -146,14 +146,19 @@ impl<'s> Writer<'s> {
         Ok(Self { sink, records: 0 })
     }
 
-    /// A record of raw bytes.
+    /// A record of raw bytes, which have no version.
     pub fn record(&mut self, kind: Kind, flags: u16, body: &[u8]) -> Result<(), StreamError> {
+        self.versioned(kind, flags, 0, body)
+    }
+
+    fn versioned(&mut self, kind: Kind, flags: u16, version: u16, body: &[u8]) -> Result<(), StreamError> {
         let length = u32::try_from(body.len()).ok().filter(|l| *l as usize <= MAX_BODY_BYTES);
         let length =
             length.ok_or_else(|| StreamError(format!("record of {} bytes is too long", body.len())))?;
         let mut header = [0; HEADER_BYTES];
         header[..4].copy_from_slice(&kind);
         header[4..6].copy_from_slice(&flags.to_le_bytes());
+        header[6..8].copy_from_slice(&version.to_le_bytes());
         header[8..12].copy_from_slice(&length.to_le_bytes());
         let check = checksum(&header, body);
         header[12..].copy_from_slice(&check.to_le_bytes());
@@ -164,7 +169,8 @@ impl<'s> Writer<'s> {
 
     /// A record of fields.
     pub fn state<S: SavedState>(&mut self, kind: Kind, flags: u16, state: &S) -> Result<(), StreamError> {
-        self.record(kind, flags, &saved_state::to_blob(state).data)
+        const { assert!(S::VERSION <= u16::MAX as u32, "a record's version has 16 bits") }
+        self.versioned(kind, flags, S::VERSION as u16, &saved_state::to_blob(state).data)
     }
 
     /// The last record, which says how many there were.
@@ -181,6 +187,8 @@ pub struct Record {
     pub kind: Kind,
     /// Its flags.
     pub flags: u16,
+    /// Version of the fields in its body; 0 for raw bytes.
+    pub version: u16,
     /// Its body.
     pub body: Vec<u8>,
 }
@@ -188,8 +196,8 @@ pub struct Record {
 impl Record {
     /// Its body as fields.
     pub fn state<S: SavedState>(&self) -> Result<S, LoadError> {
-        let blob =
-            saved_state::StateBlob { kind: S::KIND.into(), version: S::VERSION, data: self.body.clone() };
+        let (kind, version) = (S::KIND.into(), self.version.into());
+        let blob = saved_state::StateBlob { kind, version, data: self.body.clone() };
         saved_state::from_blob(&blob).map_err(LoadError::state(S::KIND))
     }
 
@@ -247,7 +255,7 @@ impl<'s> Reader<'s> {
         }
         let mut header = [0; HEADER_BYTES];
         self.source.get(&mut header)?;
-        let [k0, k1, k2, k3, f0, f1, _, _, l0, l1, l2, l3, c0, c1, c2, c3] = header;
+        let [k0, k1, k2, k3, f0, f1, v0, v1, l0, l1, l2, l3, c0, c1, c2, c3] = header;
         let kind = [k0, k1, k2, k3];
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         let record = self.records;
@@ -266,7 +274,8 @@ impl<'s> Reader<'s> {
             return Ok(None);
         }
         self.records += 1;
-        Ok(Some(Record { kind, flags: u16::from_le_bytes([f0, f1]), body }))
+        let (flags, version) = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([v0, v1]));
+        Ok(Some(Record { kind, flags, version, body }))
     }
 
     /// Reads in pieces: a lie about the length costs no more memory than what is really there.

@@ -93,6 +93,33 @@ fn unknown_records_are_skipped_unless_critical() {
     assert!(error.contains("`new!`"), "{error}");
 }
 
+/// [`SavedClock`] as a later version may write it.
+struct NewerClock;
+
+impl SavedState for NewerClock {
+    const KIND: &'static str = SavedClock::KIND;
+    const VERSION: u32 = SavedClock::VERSION + 1;
+    fn encode(&self, w: &mut saved_state::FieldWriter) {
+        w.uint(1, 5u8);
+    }
+    fn decode(_: &mut saved_state::Fields<'_>) -> Result<Self, RestoreError> {
+        Ok(Self)
+    }
+}
+
+#[test]
+fn a_newer_record_is_refused() {
+    let mut out = Vec::new();
+    let mut w = Writer::begin(&mut out).unwrap();
+    w.state(*b"TIME", CRITICAL, &NewerClock).unwrap();
+    w.finish().unwrap();
+    let mut source = &out[..];
+    let record = Reader::begin(&mut source).unwrap().next_record().unwrap().unwrap();
+    record.state::<NewerClock>().unwrap();
+    let error = record.state::<SavedClock>().unwrap_err().to_string();
+    assert!(error.contains("`clock` has version 2; this version reads up to 1"), "{error}");
+}
+
 #[test]
 fn lies_about_pages_are_refused() {
     let ram = GuestRam::for_test(0x2000);
@@ -101,7 +128,7 @@ fn lies_about_pages_are_refused() {
         body.push(bits);
         body.extend_from_slice(&[0; 31]);
         body.extend_from_slice(pages);
-        Record { kind: *b"PAGE", flags, body }
+        Record { kind: *b"PAGE", flags, version: 0, body }
     };
     restore_pages(&ram, &record(1, 1, &[1; 4096], CRITICAL)).unwrap();
     assert_eq!(ram.load::<u16>(0x1000), 0x0101);
@@ -112,7 +139,7 @@ fn lies_about_pages_are_refused() {
         record(0, 3, &[1; 4096], CRITICAL),
         record(0, 0, &[1; 4096], CRITICAL),
         record(0, 1, &[1; 4096], CRITICAL | 2),
-        Record { kind: *b"PAGE", flags: 0, body: alloc::vec![0; 39] },
+        Record { kind: *b"PAGE", flags: 0, version: 0, body: alloc::vec![0; 39] },
     ] {
         assert!(restore_pages(&ram, &bad).is_err());
     }
@@ -132,8 +159,8 @@ fn golden_bytes() {
 }
 
 const GOLDEN: &str = "424544504c41544501000000\
-    54494d45010000000f0000008e6a3470010002000000020102000100000003\
-    44455620010000002000000089c659b50100050000007561727430020001000000750300010000000104000100000009\
+    54494d45010001000f00000063173e7d010002000000020102000100000003\
+    444556200100010020000000a966d6f60100050000007561727430020001000000750300010000000104000100000009\
     454e442001000000080000004d893fe20200000000000000";
 
 proptest! {
@@ -143,6 +170,6 @@ proptest! {
         stream.extend_from_slice(&VERSION.to_le_bytes());
         stream.extend_from_slice(&bytes);
         let _ = load(&stream);
-        let _ = restore_pages(&GuestRam::for_test(0x1000), &Record { kind: *b"PAGE", flags: 2, body: bytes });
+        let _ = restore_pages(&GuestRam::for_test(0x1000), &Record { kind: *b"PAGE", flags: 2, version: 0, body: bytes });
     }
 }
