@@ -4,7 +4,8 @@ use crate::{Device, StateBlob};
 use alloc::vec::Vec;
 
 /// Runs `check` on fresh devices: save → restore → save is equal, reset is like fresh, cut and flipped
-/// states never panic, every offset × width is answered.
+/// states never panic and leave the device as after reset when they are refused, every offset × width is
+/// answered.
 ///
 /// `regions` are the sizes of the device's regions in bytes (the first 4 KiB of each are tried).
 pub fn check<D: Device>(mut fresh: impl FnMut() -> D, regions: &[u64], stir: impl Fn(&mut D)) {
@@ -31,8 +32,11 @@ fn save(device: &impl Device) -> StateBlob {
 fn hostile_states<D: Device>(fresh: &mut impl FnMut() -> D, saved: &StateBlob) {
     let mut device = fresh();
     for cut in 0..saved.data.len().min(4096) {
+        device.restore(saved).expect("a state that was just saved");
         let blob = StateBlob { data: saved.data[..cut].to_vec(), ..saved.clone() };
-        let _ = device.restore(&blob);
+        if device.restore(&blob).is_err() {
+            refused(&mut device);
+        }
     }
     for at in 0..saved.data.len().min(4096) {
         for bit in 0..8 {
@@ -41,11 +45,21 @@ fn hostile_states<D: Device>(fresh: &mut impl FnMut() -> D, saved: &StateBlob) {
             if device.restore(&StateBlob { data, ..saved.clone() }).is_ok() {
                 every_register(&mut device, &[64]);
                 device.poll();
+            } else {
+                refused(&mut device);
             }
         }
     }
     let other = StateBlob { kind: "no such kind".into(), ..saved.clone() };
     assert!(device.restore(&other).is_err(), "took the state of another kind");
+    refused(&mut device);
+}
+
+/// What [`Device::restore`] promises of an error: the device is as after reset.
+fn refused(device: &mut impl Device) {
+    let left = save(device);
+    device.reset();
+    assert_eq!(left, save(device), "a refused state leaves traces");
 }
 
 fn every_register(device: &mut impl Device, regions: &[u64]) {
