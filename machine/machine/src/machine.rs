@@ -6,9 +6,6 @@
 //! lock is held only while it runs or is looked at.
 
 use crate::boot::{self, BootError};
-use crate::build::Parts;
-use crate::build::chips::Chips;
-use crate::build::q35::Board;
 use crate::devices::{Devices, KIND_DEVICE};
 use crate::host::HostServices;
 use crate::lifecycle::{Request, Verdict};
@@ -62,51 +59,23 @@ pub enum Next {
     Wait(Option<GuestNs>),
 }
 
-/// See the module's header.
+/// See the module's header. [`Machine::build`] puts it together.
 pub struct Machine {
-    spec: MachineSpec,
-    layout: RamLayout,
-    ram: GuestRam,
-    clock: GuestClock,
-    partition: Box<dyn Partition>,
-    vcpus: Vec<VcpuSlot>,
-    io: Arc<dyn VcpuIo>,
-    devices: Devices,
-    topology: Arc<Topology>,
-    tables: AcpiTables,
-    power: Arc<Mutex<PowerManagement>>,
-    requests: Arc<RequestQueue>,
+    pub(crate) spec: MachineSpec,
+    pub(crate) layout: RamLayout,
+    pub(crate) ram: GuestRam,
+    pub(crate) clock: GuestClock,
+    pub(crate) partition: Box<dyn Partition>,
+    pub(crate) vcpus: Vec<VcpuSlot>,
+    pub(crate) io: Arc<dyn VcpuIo>,
+    pub(crate) devices: Devices,
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) tables: AcpiTables,
+    pub(crate) power: Arc<Mutex<PowerManagement>>,
+    pub(crate) requests: Arc<RequestQueue>,
 }
 
 impl Machine {
-    #[allow(clippy::too_many_arguments)] // the last of the builder's steps
-    pub(crate) fn assemble(
-        spec: MachineSpec,
-        layout: RamLayout,
-        ram: GuestRam,
-        partition: Box<dyn Partition>,
-        vcpus: Vec<VcpuSlot>,
-        board: Board,
-        chips: Chips,
-        tables: AcpiTables,
-        parts: &Parts<'_>,
-    ) -> Self {
-        Self {
-            spec,
-            layout,
-            ram,
-            clock: parts.host.clock().clone(),
-            partition,
-            vcpus,
-            io: Arc::new(board.io(&chips)),
-            topology: board.topology,
-            devices: board.devices,
-            tables,
-            power: chips.power,
-            requests: parts.requests.clone(),
-        }
-    }
-
     /// Its spec, with the PCI slots that were assigned and the version of its CPU model.
     pub fn spec(&self) -> &MachineSpec {
         &self.spec

@@ -101,12 +101,6 @@ impl CpuModel {
         models::ALL.iter().map(|versions| versions[0].name)
     }
 
-    /// The features of the model `name`, for people to read.
-    pub fn describe(name: &str) -> Option<String> {
-        let model = Self::named(name).ok()?;
-        Some(list(model.features))
-    }
-
     fn named(text: &str) -> Result<Self, CpuModelError> {
         let (name, version) = text.split_once('@').map_or((text, None), |(n, v)| (n, Some(v)));
         let Some(versions) = models::ALL.iter().find(|v| v[0].name == name) else {

@@ -114,7 +114,20 @@ impl Machine {
         }
         let vcpus = vcpus(&spec, &*partition, parts)?;
         let tables = crate::boot::tables(&spec, &layout);
-        Ok(Self::assemble(spec, layout, ram, partition, vcpus, board, chips, tables, parts))
+        Ok(Self {
+            spec,
+            layout,
+            ram,
+            clock: parts.host.clock().clone(),
+            partition,
+            vcpus,
+            io: Arc::new(board.io(&chips)),
+            devices: board.devices,
+            topology: board.topology,
+            tables,
+            power: chips.power,
+            requests: parts.requests.clone(),
+        })
     }
 }
 

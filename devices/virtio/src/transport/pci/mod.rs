@@ -96,11 +96,6 @@ impl VirtioPci {
         self.device.features() | feature::TRANSPORT
     }
 
-    /// The device, for the machine to reconfigure it.
-    pub fn device_mut(&mut self) -> &mut dyn VirtioDevice {
-        &mut *self.device
-    }
-
     /// Makes runners of the queues as configured, standing at `states`.
     fn start(&mut self, mut states: Vec<QueueState>) {
         let features = self.common.driver_features;
