@@ -357,3 +357,23 @@ impl ByteSource for Source {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of version 1. They stay as they are; a new version adds its own.
+    #[test]
+    fn golden_bytes_of_a_disk() {
+        let identity = DiskIdentity { uuid: [0xA5; 16], size_bytes: 0x12_3456, generation: 7 };
+        let disk = SavedDisk { key: "disk0".into(), identity };
+        let blob = saved_state::to_blob(&disk);
+        let hex: String = blob.data.iter().map(|b| format!("{b:02x}")).collect();
+        let golden = "0100050000006469736b30\
+            020010000000a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5\
+            030003000000563412\
+            04000100000007";
+        assert_eq!((hex.as_str(), blob.version), (golden, 1));
+        assert_eq!(saved_state::from_blob::<SavedDisk>(&blob), Ok(disk));
+    }
+}
