@@ -162,7 +162,7 @@ impl Board {
             memory32: alloc::vec![(0xC000_0000, 0xDFFF_FFFF)],
             memory64: alloc::vec![(0x80_0000_0000, 0xFF_FFFF_FFFF)],
         };
-        let topology = Topology::new(windows, memory.clone(), io.clone());
+        let topology = Topology::new(windows, &memory, &io);
         let (messages, levels) = (Messages::default(), Arc::new(Levels::default()));
         let access = Arc::new(Mutex::new(ConfigAccess::new(topology.clone())));
         memory.insert(ECAM, 256 << 20, access.clone(), ECAM_REGION).unwrap();
@@ -317,7 +317,7 @@ fn a_root_port_has_room_for_what_is_plugged_later() {
         memory32: [(0xC000_0000, 0xDFFF_FFFF)].into(),
         memory64: [(0x80_0000_0000, 0xFF_FFFF_FFFF)].into(),
     };
-    let topology = Topology::new(windows, Arc::new(Bus::new()), Arc::new(Bus::new()));
+    let topology = Topology::new(windows, &Arc::new(Bus::new()), &Arc::new(Bus::new()));
     let port = Arc::new(Mutex::new(root_port()));
     topology.attach(Parent::Root, Devfn::new(3, 0), port.clone()).unwrap();
     topology.assign().unwrap();
@@ -330,7 +330,7 @@ fn a_root_port_has_room_for_what_is_plugged_later() {
 #[test]
 fn too_little_room_is_an_error() {
     let (memory, io) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-    let topology = Topology::new(Windows::default(), memory, io);
+    let topology = Topology::new(Windows::default(), &memory, &io);
     topology.attach(Parent::Root, Devfn::new(4, 0), Arc::new(Mutex::new(sample()))).unwrap();
     let error = topology.assign().unwrap_err();
     assert!(matches!(error, AssignError::Room { bus: 0, devfn: Devfn(0x20), .. }), "{error}");

@@ -88,18 +88,19 @@ type Nodes = Vec<Option<Node>>;
 /// See the module's header.
 pub struct Topology {
     windows: Windows,
-    memory: Arc<Bus>,
-    io: Arc<Bus>,
+    /// Not owned: the buses hold the functions, and the configuration access, which holds this.
+    memory: Weak<Bus>,
+    io: Weak<Bus>,
     nodes: Mutex<Nodes>,
     /// Counters.
     pub stats: TopologyStats,
 }
 
 impl Topology {
-    /// An empty root bus whose functions decode within `windows` of the two buses.
-    pub fn new(windows: Windows, memory: Arc<Bus>, io: Arc<Bus>) -> Arc<Self> {
+    /// An empty root bus whose functions decode within `windows` of the two buses, which the machine owns.
+    pub fn new(windows: Windows, memory: &Arc<Bus>, io: &Arc<Bus>) -> Arc<Self> {
         let (nodes, stats) = (Mutex::new(Vec::new()), TopologyStats::default());
-        Arc::new(Self { windows, memory, io, nodes, stats })
+        Arc::new(Self { windows, memory: Arc::downgrade(memory), io: Arc::downgrade(io), nodes, stats })
     }
 
     /// Where functions may decode.
@@ -141,7 +142,9 @@ impl Topology {
         while let Some(index) = doomed.pop() {
             let Some(node) = nodes.get_mut(index).and_then(Option::take) else { continue };
             for (decoded, region) in &node.mapped {
-                self.bus(decoded.space).remove(*region);
+                if let Some(bus) = self.bus(decoded.space) {
+                    bus.remove(*region);
+                }
             }
             gone.push(node);
             let child =
@@ -188,10 +191,10 @@ impl Topology {
         below
     }
 
-    fn bus(&self, space: Space) -> &Bus {
+    fn bus(&self, space: Space) -> Option<Arc<Bus>> {
         match space {
-            Space::Io => &self.io,
-            Space::Memory => &self.memory,
+            Space::Io => self.io.upgrade(),
+            Space::Memory => self.memory.upgrade(),
         }
     }
 
@@ -211,8 +214,8 @@ impl Topology {
             let Some(node) = node else { continue };
             node.mapped.retain(|(decoded, region)| {
                 let stays = wanted.contains(decoded);
-                if !stays {
-                    self.bus(decoded.space).remove(*region);
+                if !stays && let Some(bus) = self.bus(decoded.space) {
+                    bus.remove(*region);
                 }
                 stays
             });
@@ -225,9 +228,11 @@ impl Topology {
                 }
                 let device = node.device.clone();
                 let Decoded { bar, space, base, bytes } = decoded;
-                match self.bus(space).insert(base, bytes, device, usize::from(bar)) {
-                    Ok(region) => node.mapped.push((decoded, region)),
-                    Err(_) => self.count_unplaced(),
+                let region =
+                    self.bus(space).and_then(|bus| bus.insert(base, bytes, device, usize::from(bar)).ok());
+                match region {
+                    Some(region) => node.mapped.push((decoded, region)),
+                    None => self.count_unplaced(),
                 }
             }
         }

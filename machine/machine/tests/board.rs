@@ -239,3 +239,12 @@ fn two_serial_ports_of_one_number_are_refused() {
     let error = TestMachine::build(|spec| spec.devices.push(twin)).err().unwrap().to_string();
     assert!(error.contains("COM1"), "{error}");
 }
+
+#[test]
+fn a_dropped_machine_gives_the_hosts_ends_back() {
+    let test = TestMachine::started();
+    let host = test.host.clone();
+    assert!(host.ends().holders() > 1);
+    drop(test);
+    assert_eq!(host.ends().holders(), 1, "a device outlived its machine");
+}

@@ -92,7 +92,7 @@ impl Board {
     pub fn with_ram(ram: GuestRam) -> Self {
         let (memory, io) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let windows = Windows { io: vec![], memory32: vec![(0xC000_0000, 0xDFFF_FFFF)], memory64: vec![] };
-        let topology = Topology::new(windows, memory.clone(), io);
+        let topology = Topology::new(windows, &memory, &io);
         let access = Arc::new(Mutex::new(ConfigAccess::new(topology.clone())));
         memory.insert(ECAM, 256 << 20, access, ECAM_REGION).unwrap();
         let pins = Arc::new(Pins::default());

@@ -66,7 +66,7 @@ impl Board {
         let apic = core::array::from_fn(|pirq| lines.pin(irq::PIRQ_GSI + pirq as u32));
         let isa = irq::PIRQ_ISA_CHOICES.iter().map(|line| (*line, lines.isa(*line))).collect();
         let pirq = PirqLines::new(apic, isa);
-        let topology = Topology::new(windows(layout), memory.clone(), ports.clone());
+        let topology = Topology::new(windows(layout), &memory, &ports);
         let (devices, slots, msi) = (Devices::default(), Vec::new(), partition.msi_sink());
         let mut board = Self {
             ports,

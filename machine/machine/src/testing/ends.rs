@@ -55,6 +55,11 @@ impl Default for Ends {
 }
 
 impl Ends {
+    /// How many hold these ends: one for each device and the ground itself.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The same disk and mood, with nobody at the other side yet.
     pub(super) fn again(&self) -> Self {
         let old = self.0.lock();
