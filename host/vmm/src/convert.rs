@@ -3,6 +3,7 @@
 //! Called by: `launch`. Files, sockets and interfaces become [`HostKey`]s, which only [`crate::host`] can open.
 
 use crate::wire::{SpecError, VmSpec, parse_rate};
+use hypervisor::CpuModel;
 use machine_spec::{
     BlkSpec, BootSpec, ClockRate, ClockSpec, ConsoleSpec, CpuFeature, CpuSpec, DeviceSpec, HostKey, Mac,
     MachineSpec, NetSpec, RamBacking, RamSpec, RngSpec, UartSpec, Uuid,
@@ -23,6 +24,9 @@ pub fn index_of(kind: &str, key: &HostKey) -> Option<usize> {
     key.0.strip_prefix(kind)?.parse().ok()
 }
 
+/// What a VM without a name is called in the machine.
+pub const UNNAMED: &str = "vm";
+
 const QUEUE_SIZE: u16 = 256;
 const NO_KERNEL: &str = "name the kernel to boot with --kernel, or under [boot] in the spec file";
 
@@ -31,11 +35,11 @@ impl TryFrom<&VmSpec> for MachineSpec {
 
     fn try_from(vm: &VmSpec) -> Result<Self, SpecError> {
         let boot = vm.boot.as_ref().ok_or_else(|| SpecError::field("boot.kernel", "", NO_KERNEL))?;
-        let name = vm.name.clone().unwrap_or_else(|| "vm".into());
+        let name = vm.name.clone().unwrap_or_else(|| UNNAMED.into());
         let (numerator, denominator) = vm.clock_rate.as_deref().map_or(Ok((1, 1)), parse_rate)?;
         Ok(Self {
             uuid: uuid_of(&name),
-            cpus: cpus(vm),
+            cpus: cpus(vm)?,
             ram: RamSpec { bytes: vm.memory.0, hotplug_bytes: 0, backing: RamBacking::Memfd },
             boot: BootSpec {
                 kernel: HostKey(KERNEL.into()),
@@ -49,20 +53,30 @@ impl TryFrom<&VmSpec> for MachineSpec {
     }
 }
 
-fn cpus(vm: &VmSpec) -> CpuSpec {
+/// The machine of a resolved spec, if it could be built.
+pub fn machine(vm: &VmSpec) -> Result<MachineSpec, SpecError> {
+    let machine = MachineSpec::try_from(vm)?;
+    machine.validate()?;
+    Ok(machine)
+}
+
+/// The processors; the text of their model was understood.
+pub(crate) fn cpus(vm: &VmSpec) -> Result<CpuSpec, SpecError> {
+    CpuModel::parse(&vm.cpu_model)
+        .map_err(|error| SpecError::field("cpu_model", &vm.cpu_model, error.to_string()))?;
     let mut parts = vm.cpu_model.split(',').map(str::trim);
     let model = parts.next().unwrap_or_default().into();
     let feature = |text: &str| match text.strip_prefix('-') {
         Some(name) => CpuFeature { name: name.into(), enabled: false },
-        None => CpuFeature { name: text.trim_start_matches('+').into(), enabled: true },
+        None => CpuFeature { name: text.strip_prefix('+').unwrap_or(text).into(), enabled: true },
     };
-    CpuSpec {
+    Ok(CpuSpec {
         count: vm.cpus,
         max: vm.cpus,
         model,
         features: parts.map(feature).collect(),
         ..CpuSpec::default()
-    }
+    })
 }
 
 fn devices(vm: &VmSpec, name: &str) -> Result<Vec<DeviceSpec>, SpecError> {

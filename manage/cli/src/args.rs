@@ -15,9 +15,11 @@ Examples:
   bedplate ps
   bedplate ctl web pause";
 
-/// A hypervisor that runs unmodified operating systems, with or without virtualization hardware.
+const ABOUT: &str = "Runs unmodified operating systems in VMs, with or without virtualization hardware";
+
+/// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "bedplate", version, about, after_help = EXAMPLES)]
+#[command(name = "bedplate", version, about = ABOUT, long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -58,6 +60,17 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+impl Command {
+    /// Whether the answer, a failure too, is to be JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Run(args) => args.json,
+            Self::Ps { json } | Self::Ctl { json, .. } => *json,
+            Self::Guest(_) | Self::Completion { .. } => false,
+        }
+    }
 }
 
 const CTL_EXAMPLES: &str = "\
@@ -120,6 +133,12 @@ pub enum Ctl {
 }
 
 const RUN_HELP: &str = "\
+Examples:
+  bedplate run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  bedplate run --kernel vmlinuz --append 'console=ttyS0 root=/dev/vda1' --disk debian.qcow2 --net user
+  bedplate run web.toml --name web
+  bedplate run --restore web.saved
+
 The serial console is this terminal. Ctrl-A x ends the VM, Ctrl-A h shows the keys, Ctrl-A Ctrl-A sends Ctrl-A.
 
 What is given here overrides the spec file; disks, networks and consoles are added to its own.";
@@ -237,7 +256,7 @@ mod tests {
     fn the_definition_is_sound_and_the_help_names_keys_and_codes() {
         Cli::command().debug_assert();
         let help = Cli::command().find_subcommand_mut("run").unwrap().render_long_help().to_string();
-        for part in ["Ctrl-A x", "Exit codes", "21", "hostfwd=tcp:"] {
+        for part in ["Ctrl-A x", "Exit codes", "21", "hostfwd=tcp:", "Examples:\n  bedplate run --kernel"] {
             assert!(help.contains(part), "{part} in {help}");
         }
     }

@@ -56,12 +56,18 @@ fn fetch(cache: &Cache, guest: &'static Guest, again: bool) -> anyhow::Result<()
 
 /// The command that runs a prepared guest.
 fn command(guest: &Guest, prepared: &Prepared) -> String {
-    let mut text = format!("bedplate run --kernel {}", prepared.kernel.display());
+    let mut text = String::new();
+    // A copy: what the guest writes must not spoil what the next VM starts from.
+    if let Some((disk, format)) = &prepared.disk {
+        let copy = format!("{}.{}", guest.name, format.name());
+        text.push_str(&format!("cp --sparse=always {} {copy}\n  ", disk.display()));
+    }
+    text.push_str(&format!("bedplate run --kernel {}", prepared.kernel.display()));
     if let Some(initrd) = &prepared.initrd {
         text.push_str(&format!(" --initrd {}", initrd.display()));
     }
-    if let Some((disk, format)) = &prepared.disk {
-        text.push_str(&format!(" --disk {},format={}", disk.display(), format.name()));
+    if let Some((_, format)) = &prepared.disk {
+        text.push_str(&format!(" --disk {}.{name},format={name}", guest.name, name = format.name()));
     }
     text.push_str(&format!(" --memory {}M --append '{}'", guest.memory_mib, prepared.append));
     text
@@ -90,6 +96,9 @@ impl Progress for Bar {
             Some(_) => "{msg} [{bar:30}] {bytes}/{total_bytes}",
             None => "{spinner} {msg}",
         };
+        if bar.is_hidden() {
+            eprintln!("{title}");
+        }
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

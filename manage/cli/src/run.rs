@@ -11,12 +11,20 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?, args));
     }
     let spec = spec(args)?;
+    // The machine's own rules, too.
+    vmm::convert::machine(&spec)?;
     if args.dry_run {
+        spec.check_files()?;
         match args.json {
             true => println!("{}", serde_json::to_string(&spec)?),
             false => print!("{}", spec.to_toml()),
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    use std::io::IsTerminal;
+    let on_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    if on_terminal && !args.json && spec.serial.iter().chain(&spec.consoles).any(|end| end == "stdio") {
+        eprintln!("bedplate: Ctrl-A x ends the VM, Ctrl-A h shows the keys");
     }
     Ok(ended(&vmm::launch::run(&spec)?, args))
 }

@@ -22,6 +22,17 @@ pub enum SpecError {
         /// What the parser says.
         source: Box<toml::de::Error>,
     },
+    /// A field of the spec file has a value that cannot be.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Which field, and what is wrong with it.
+        source: Box<SpecError>,
+    },
+    /// A field has a value that the machine cannot have.
+    #[error(transparent)]
+    Machine(#[from] machine_spec::SpecError),
     /// A field has a value that cannot be.
     #[error("{field} = `{value}`: {way_out}")]
     Field {

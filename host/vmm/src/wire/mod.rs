@@ -18,10 +18,10 @@ pub use size::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Most vCPUs that a spec may ask for; engines may give less.
-pub const MAX_CPUS: u32 = 255;
-/// Most devices of one kind.
-pub const MAX_DEVICES: usize = 24;
+/// Most vCPUs that a spec may ask for: what the engine can address.
+pub const MAX_CPUS: u32 = 254;
+/// Slots of the board for disks, networks, consoles and the random number generator together.
+pub const MAX_DEVICES: usize = 23;
 
 /// Which engine runs the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +167,7 @@ impl VmSpec {
             .map_err(|source| SpecError::Toml { path: path.into(), source: Box::new(source) })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         spec.each_path(|p| *p = folder.join(&*p));
+        spec.check().map_err(|source| SpecError::File { path: path.into(), source: Box::new(source) })?;
         Ok(spec)
     }
 
@@ -181,13 +182,33 @@ impl VmSpec {
         toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be written as TOML: {error}\n"))
     }
 
-    /// Checks every field that can be checked without opening files, and makes paths absolute.
+    /// Checks every field, makes paths absolute, and writes out what was left to be derived.
     pub fn resolve(mut self, current_folder: &Path) -> Result<Self, SpecError> {
+        self.check()?;
+        for (index, net) in self.nets.iter_mut().enumerate() {
+            if net.kind == NetKind::Tap && net.mac.is_none() && self.name.is_none() {
+                let way_out =
+                    "give the VM a --name or the card a mac=, so that no other VM has the same address";
+                return Err(SpecError::field("net.mac", "", way_out));
+            }
+            let [a, b, c, d, e, f] =
+                net.mac_address(self.name.as_deref().unwrap_or(crate::convert::UNNAMED), index)?;
+            net.mac = Some(format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"));
+        }
+        for disk in &mut self.disks {
+            disk.format = Some(format_name(disk.to_disk_format()?.resolved_format()).into());
+        }
+        self.each_path(|p| *p = current_folder.join(&*p));
+        Ok(self)
+    }
+
+    /// Checks every field that can be checked without opening files.
+    fn check(&self) -> Result<(), SpecError> {
         if let Some(name) = &self.name {
             check_name(name)?;
         }
         if !(1..=MAX_CPUS).contains(&self.cpus) {
-            return Err(SpecError::field("cpus", self.cpus, "use 1 to 255"));
+            return Err(SpecError::field("cpus", self.cpus, "use 1 to 254"));
         }
         let memory = self.memory;
         if !memory.0.is_multiple_of(2 << 20) || memory.0 < 16 << 20 {
@@ -217,12 +238,10 @@ impl VmSpec {
                 "only one serial port or console can have the terminal",
             ));
         }
-        for (field, count) in
-            [("disk", self.disks.len()), ("net", self.nets.len()), ("console", self.consoles.len())]
-        {
-            if count > MAX_DEVICES {
-                return Err(SpecError::field(field, count, "at most 24 of a kind fit the board"));
-            }
+        let devices = self.disks.len() + self.nets.len() + self.consoles.len() + usize::from(self.rng);
+        if devices > MAX_DEVICES {
+            let way_out = "the board has 23 slots; leave some out (rng = false in a spec file frees one)";
+            return Err(SpecError::field("disk, net, console, rng", devices, way_out));
         }
         for disk in &self.disks {
             disk.to_disk_format()?;
@@ -230,8 +249,18 @@ impl VmSpec {
         for net in &self.nets {
             net.check()?;
         }
-        self.each_path(|p| *p = current_folder.join(&*p));
-        Ok(self)
+        crate::convert::cpus(self)?;
+        Ok(())
+    }
+
+    /// Whether everything that a run opens is there.
+    pub fn check_files(&self) -> Result<(), SpecError> {
+        let boot = self.boot.iter().flat_map(|boot| [Some(&boot.kernel), boot.initrd.as_ref()]).flatten();
+        let disks = self.disks.iter().flat_map(|disk| std::iter::once(&disk.path).chain(&disk.backing));
+        for path in boot.chain(disks) {
+            std::fs::File::open(path).map_err(|source| SpecError::Read { path: path.into(), source })?;
+        }
+        Ok(())
     }
 
     /// Every file that the spec names: kernel, initrd, images, backing files, ends of consoles.
@@ -266,6 +295,10 @@ impl VmSpec {
 pub fn parse_rate(text: &str) -> Result<(u32, u32), SpecError> {
     let (numerator, denominator) = text.split_once('/').unwrap_or((text, "1"));
     match (numerator.trim().parse(), denominator.trim().parse()) {
+        (Ok(n @ 1..=1000), Ok(d @ 1..=1000)) if n > d => {
+            let way_out = "guest time cannot run faster than the host's; use a fraction up to 1, as in 1/8";
+            Err(SpecError::field("clock_rate", text, way_out))
+        }
         (Ok(n @ 1..=1000), Ok(d @ 1..=1000)) => Ok((n, d)),
         _ => Err(SpecError::field("clock_rate", text, "use a fraction of numbers from 1 to 1000, as in 1/8")),
     }

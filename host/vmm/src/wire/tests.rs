@@ -69,7 +69,11 @@ fn errors_name_file_and_field() {
     }
     for (text, field) in [
         ("cpus = 0", "cpus"),
-        ("cpus = 256", "cpus"),
+        ("cpus = 255", "cpus"),
+        ("clock_rate = \"2\"", "clock_rate"),
+        ("cpu_model = \"pentium9\"", "cpu_model"),
+        ("cpu_model = \"x86-64-v3,sha\"", "cpu_model"),
+        ("[[net]]\nkind = \"tap\"\nifname = \"tap0\"", "net.mac"),
         ("memory = \"1M\"", "memory"),
         ("memory = \"1048577K\"", "memory"),
         ("clock_rate = \"0/1\"", "clock_rate"),
@@ -84,6 +88,34 @@ fn errors_name_file_and_field() {
         let error = VmSpec::from_toml(text).unwrap().resolve(Path::new("/")).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{field} = ")), "{text}: {error}");
     }
+}
+
+#[test]
+fn an_error_in_a_file_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vm.toml");
+    std::fs::write(&file, "cpus = 999").unwrap();
+    let error = VmSpec::load(&file).unwrap_err().to_string();
+    assert_eq!(error, format!("{}: cpus = `999`: use 1 to 254", file.display()));
+}
+
+#[test]
+fn a_resolved_spec_leaves_nothing_to_derive() {
+    let tap = "name = \"web\"\n[[net]]\nkind = \"tap\"\nifname = \"tap0\"\n[[disk]]\npath = \"a.qcow2\"";
+    let spec = VmSpec::from_toml(tap).unwrap().resolve(Path::new("/")).unwrap();
+    assert_eq!(spec.disks[0].format.as_deref(), Some("qcow2"));
+    let mac = spec.nets[0].mac.clone().unwrap();
+    let renamed = VmSpec { name: Some("other".into()), ..spec }.resolve(Path::new("/")).unwrap();
+    assert_eq!(renamed.nets[0].mac.as_ref(), Some(&mac), "the card keeps its address");
+}
+
+#[test]
+fn all_devices_share_the_slots() {
+    let spec = |consoles, rng| VmSpec { consoles: vec!["none".into(); consoles], rng, ..VmSpec::default() };
+    assert!(spec(22, true).resolve(Path::new("/")).is_ok());
+    assert!(spec(23, false).resolve(Path::new("/")).is_ok());
+    let error = spec(23, true).resolve(Path::new("/")).unwrap_err().to_string();
+    assert!(error.contains("= `24`") && error.contains("23 slots"), "{error}");
 }
 
 #[test]

@@ -251,6 +251,17 @@ fn mistakes_name_the_file_or_field_and_the_way_out() {
     assert!(failed(&["run"]).contains("--kernel"));
     assert!(failed(&["run", "no-such.toml"]).contains("no-such.toml"));
     let missing = failed(&["run", "--kernel", "nowhere/vmlinuz"]);
+    assert_eq!(missing.matches("No such file").count(), 1, "{missing}");
+    std::fs::write(bench.path("wrong.toml"), "cpus = \"many\"").unwrap();
+    let wrong = failed(&["run", "wrong.toml"]);
+    assert_eq!(wrong.matches("invalid type").count(), 1, "{wrong}");
+    let json: serde_json::Value =
+        serde_json::from_str(&failed(&["run", "--json", "--kernel", "nowhere/vmlinuz"])).unwrap();
+    assert_eq!(json["code"], 1);
+    assert!(json["message"].as_str().unwrap().contains("nowhere/vmlinuz"), "{json}");
+    let json: serde_json::Value =
+        serde_json::from_str(&failed(&["ctl", "nobody", "status", "--json"])).unwrap();
+    assert!(json["message"].as_str().unwrap().contains("`nobody`"), "{json}");
     assert!(missing.contains("nowhere/vmlinuz") && missing.contains("No such file"), "{missing}");
     assert!(!missing.contains("kernel kernel"), "{missing}");
     std::fs::write(bench.path("text"), "no kernel at all").unwrap();
@@ -280,6 +291,12 @@ fn a_dry_run_prints_a_spec_that_runs() {
     let end: serde_json::Value = serde_json::from_str(&said(&output.stderr)).unwrap();
     assert_eq!((&end["code"], &end["message"]), (&0.into(), &"the guest powered off".into()));
     assert!(end["instructions"].as_u64().unwrap() > 0, "{end}");
+    assert!(said(&bench.output(&["run", "vm.toml", "--dry-run"]).stdout).contains("mac = \"52:54:00:"));
+    for more in [["--disk", "gone.img"], ["--cpu-model", "foo"], ["--clock-rate", "2"]] {
+        let refused = bench.output(&[&["run", "vm.toml", "--dry-run"], &more[..]].concat());
+        assert_eq!(refused.status.code(), Some(1), "{more:?}");
+        assert!(said(&refused.stderr).contains(more[1]), "{}", said(&refused.stderr));
+    }
     let json = said(&bench.output(&["run", "vm.toml", "--dry-run", "--json"]).stdout);
     assert!(json.starts_with('{') && json.contains(r#""cpus":2"#), "{json}");
 }
@@ -290,4 +307,9 @@ fn completions_for_every_shell() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(said(&bench.output(&["completion", shell]).stdout).contains("bedplate"), "{shell}");
     }
+    // A reader that is gone already.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = bench.command(&["completion", "bash"]).stdout(writer).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output.stderr));
 }
