@@ -18,13 +18,56 @@ const NET_KIB: usize = 512;
 const DISK_BYTES: u64 = 16 << 20;
 
 pub(super) fn rows() -> Vec<Row> {
-    [(3, 60, Tier::Test), (50, 900, Tier::Campaign)]
+    let mut rows: Vec<Row> = [(3, 60, Tier::Test), (50, 900, Tier::Campaign)]
         .into_iter()
         .map(|(saves, rounds, tier)| {
             let name = format!("state/save-restore-x{saves}/2cpus");
             Row::new(name, tier, "cloud", move |stage| save_restore(stage, saves, rounds)).bedplate_only()
         })
-        .collect()
+        .collect();
+    rows.push(
+        Row::new("state/save-and-continue/2cpus", Tier::Campaign, "cloud", save_and_continue).bedplate_only(),
+    );
+    rows
+}
+
+/// A VM that is saved and goes on, and then the VM of that moment beside it: both end their jobs, each with a disk of
+/// its own from that moment on.
+fn save_and_continue(stage: &Stage) -> Result<(), Failure> {
+    const ROUNDS: u32 = 60;
+    let guest = stage.guest("cloud")?;
+    let disk = stage.empty_disk("busy.raw", DISK_BYTES)?;
+    let words =
+        format!("bedplate.busy=disk,{DISK_KIB} bedplate.checksum={ROUNDS},{POOL_KIB} bedplate.poweroff");
+    let mut config = VmConfig::new(&guest, Boot::BzImage, 2, &words)?.disk(&disk, DiskFormat::Raw);
+    let name = format!("trial-{}", std::process::id());
+    config.name = Some(name.clone());
+    let mut vm = stage.start(&config)?;
+    let file = stage.scratch().join("moment.save");
+    let outcome = (|| {
+        vm.console().expect("BEDPLATE-CHECKSUM 5/", stage.patience(60))?;
+        stage.ctl(&name, &["save", "--continue", &file.to_string_lossy()])?;
+        let frozen = std::fs::read(&disk)?;
+        ends_well(stage, &mut vm, ROUNDS)?;
+        stage.keep(&vm);
+        vm = stage.start(&VmConfig { restore: Some(file.clone()), ..config.clone() })?;
+        ends_well(stage, &mut vm, ROUNDS)?;
+        Failure::unless(std::fs::read(&disk)? == frozen, || {
+            "the image of the moment of the save changed afterwards".into()
+        })
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+fn ends_well(stage: &Stage, vm: &mut Vm, rounds: u32) -> Result<(), Failure> {
+    let busy = vm.console().expect_line("BEDPLATE-BUSY disk ", stage.patience(300))?;
+    Failure::unless(busy.starts_with("ok"), || format!("the disk job: {busy}"))?;
+    let sum = vm.console().expect_line("BEDPLATE-CHECKSUM final ", stage.patience(20))?;
+    let expected = checksum_job(rounds, POOL_KIB);
+    Failure::unless(sum == expected, || format!("the checksum job gave {sum} instead of {expected}"))?;
+    let exit = vm.wait(stage.patience(20))?;
+    Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))
 }
 
 fn save_restore(stage: &Stage, saves: u32, rounds: u32) -> Result<(), Failure> {
