@@ -39,6 +39,8 @@ pub struct Block {
     pub bytes: u16,
     /// RAM page.
     pub page: u64,
+    /// Times that it was run, to 2^32 - 1; for the translator.
+    heat: u32,
     live: bool,
 }
 
@@ -106,6 +108,13 @@ impl BlockCache {
         b.live.then_some((b, ops))
     }
 
+    /// Counts that a block runs; how often it has, and its RAM page.
+    pub fn warm(&mut self, id: BlockId) -> Option<(u32, u64)> {
+        let b = self.blocks.get_mut(id as usize).filter(|b| b.live)?;
+        b.heat = b.heat.saturating_add(1);
+        Some((b.heat, b.page))
+    }
+
     /// The block at a place in RAM.
     pub fn find(&self, at: u64, mode: ModeKey) -> Option<BlockId> {
         self.by_place.get(&(at, mode)).copied()
@@ -123,6 +132,7 @@ impl BlockCache {
             instructions: ops.len().max(2) as u16 - 1,
             bytes: ops.last().map_or(0, |op| op.at),
             page: at >> 12,
+            heat: 0,
             live: true,
         });
         self.arena.extend_from_slice(ops);

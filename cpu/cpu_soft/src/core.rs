@@ -17,10 +17,13 @@ use x86_emulate::core::PagingChange;
 use x86_emulate::system::debug;
 use x86_emulate::{Core, Cpu, Fault, ModeKey, Word};
 
-/// One vCPU but for its cache of decoded code.
+/// One vCPU but for its cache of decoded code. `repr(C)`: translated code addresses it from its start.
+#[repr(C)]
 pub struct SoftCore {
     /// Architectural state.
     pub cpu: Cpu,
+    /// What translated code keeps beside it.
+    pub hot: crate::translate::Hot,
     pub(crate) tlb: Tlb,
     pub(crate) ram: GuestRam,
     pub(crate) shared: Arc<Shared>,

@@ -5,6 +5,7 @@ use crate::msr::EngineMsrs;
 use crate::run::SoftVcpu;
 use crate::shared::{Shared, VcpuShared, attention};
 use crate::tlb::Tlb;
+use crate::translate::{Hot, TranslatorFactory};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -24,8 +25,21 @@ use x86_emulate::Cpu;
 pub const MAX_VCPUS: u32 = 254;
 
 /// The engine. It has no state of its own.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SoftHypervisor;
+#[derive(Clone, Default)]
+pub struct SoftHypervisor {
+    translators: Option<Arc<dyn TranslatorFactory>>,
+}
+
+impl SoftHypervisor {
+    /// Interprets everything.
+    pub fn interpreter() -> Self {
+        Self::default()
+    }
+    /// Hands hot code to translators.
+    pub fn translating(factory: Arc<dyn TranslatorFactory>) -> Self {
+        Self { translators: Some(factory) }
+    }
+}
 
 impl Hypervisor for SoftHypervisor {
     fn capabilities(&self) -> Capabilities {
@@ -43,13 +57,14 @@ impl Hypervisor for SoftHypervisor {
             let names: Vec<&str> = missing.iter().map(Feature::name).collect();
             return Err(EngineError::Features(names.join(", ")));
         }
-        Ok(Box::new(SoftPartition { shared: Shared::new(layout) }))
+        Ok(Box::new(SoftPartition { shared: Shared::new(layout), translators: self.translators.clone() }))
     }
 }
 
 /// A partition of the `soft` engine.
 pub struct SoftPartition {
     shared: Arc<Shared>,
+    translators: Option<Arc<dyn TranslatorFactory>>,
 }
 
 impl Partition for SoftPartition {
@@ -62,6 +77,7 @@ impl Partition for SoftPartition {
         let clock = ApicClock { clock: shared.clock.clone(), tsc_khz: shared.tsc_khz, tsc_offset: 0 };
         let core = SoftCore {
             cpu: Cpu::default(),
+            hot: Hot::default(),
             tlb: Tlb::new(),
             ram: shared.ram.clone(),
             apic: LocalApic::new(id, id == 0, me.inbox.clone(), clock),
@@ -76,7 +92,9 @@ impl Partition for SoftPartition {
             pauses: 0,
             shared,
         };
-        Ok(Box::new(SoftVcpu::with_core(Box::new(core), id != 0)))
+        let translator = self.translators.as_ref();
+        let translator = translator.and_then(|t| t.create(&core.ram, core.shared.model.features));
+        Ok(Box::new(SoftVcpu::with_core(Box::new(core), translator, id != 0)))
     }
 
     fn irq_sink(&self) -> Arc<dyn IrqSink> {

@@ -5,6 +5,7 @@
 //! - `block.rs`: decoded code; `mmu.rs` and `tlb.rs`: paging; `core.rs`: memory as instructions see it.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
+//! - `translate.rs`: the seam to a translator (`cpu_translate`), which takes over hot code.
 //! - `msr.rs`: MSRs of the engine, kvmclock; `cpuid.rs`; `state.rs`: to and from `VcpuState`.
 //!
 //! What instructions do is `x86_emulate`'s. Safe Rust: guest RAM is reached through checked offsets.
@@ -24,6 +25,8 @@ mod shared;
 mod stack_fault;
 mod state;
 mod tlb;
+pub mod translate;
 
+pub use core::SoftCore;
 pub use engine::{SoftHypervisor, SoftPartition};
 pub use run::SoftVcpu;

@@ -8,6 +8,7 @@ use crate::core::{NO_PAGE, SoftCore};
 use crate::mmu::{Access, Target};
 use crate::shared::{CodeNotice, attention};
 use crate::tlb::Tlb;
+use crate::translate::{Exit, Translator};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -26,7 +27,8 @@ const SLICE: i64 = 16_384;
 /// One vCPU of the `soft` engine.
 pub struct SoftVcpu {
     pub(crate) core: Box<SoftCore>,
-    cache: BlockCache,
+    pub(crate) cache: BlockCache,
+    pub(crate) translator: Option<Box<dyn Translator>>,
     /// After INIT: waits for SIPI.
     pub(crate) wait_for_sipi: bool,
     pub(crate) nmi_pending: bool,
@@ -50,10 +52,15 @@ enum Stop {
 }
 
 impl SoftVcpu {
-    pub(crate) fn with_core(core: Box<SoftCore>, wait_for_sipi: bool) -> Self {
+    pub(crate) fn with_core(
+        core: Box<SoftCore>,
+        translator: Option<Box<dyn Translator>>,
+        wait_for_sipi: bool,
+    ) -> Self {
         Self {
             core,
             cache: BlockCache::new(),
+            translator,
             wait_for_sipi,
             nmi_pending: false,
             shutdown: false,
@@ -217,16 +224,20 @@ impl SoftVcpu {
     /// Drops all decoded code and translations: RAM may be another's now (reset, restore).
     pub(crate) fn forget_code(&mut self) {
         self.cache.clear();
+        if let Some(translator) = &mut self.translator {
+            translator.forget_all();
+        }
         self.core.tlb.flush_all();
     }
 
     /// Drops what others (or its own stores) made stale.
     fn take_notices(&mut self) {
         let core = &mut *self.core;
-        let (tlb, cache) = (&mut core.tlb, &mut self.cache);
-        core.me.take_notices(|notice| apply_notice(notice, tlb, cache));
+        let mut caches = CodeCaches { cache: &mut self.cache, translator: &mut self.translator };
+        let tlb = &mut core.tlb;
+        core.me.take_notices(|notice| caches.apply(notice, tlb));
         for page in core.stale_code.drain(..) {
-            cache.drop_page(page);
+            caches.drop_page(page);
         }
     }
 
@@ -260,6 +271,18 @@ impl SoftVcpu {
                     Err(Fault) => return self.deliver_fault(self.core.cpu.gpr[RIP]),
                 },
             };
+            if let Some(exit) = self.run_translated(id, linear, &mut budget) {
+                let stop = match exit {
+                    Exit::Fault(op) => Some(self.fault_at(&op)),
+                    Exit::Branch => None,
+                    Exit::Service => Some(Stop::Service),
+                };
+                match stop {
+                    Some(Stop::TripleFault) => return Stop::TripleFault,
+                    _ if budget > 0 && !matches!(exit, Exit::Service) && self.core.may_go_on() => continue,
+                    _ => return Stop::Service,
+                }
+            }
             let Some((block, ops)) = self.cache.get(id) else { return Stop::Service };
             let core = &mut *self.core;
             if mode.0 & (ModeKey::LONG | ModeKey::FLAT_CS) == 0 && exceeds_cs(&core.cpu, block.bytes) {
@@ -325,19 +348,20 @@ impl SoftVcpu {
                 None => return Ok(None),
             },
         };
-        let exec_id = self.core.tlb.exec_id(mode.cpl() == 3, linear);
+        let exec_id = self.core.tlb.claim_exec_id(index, linear);
         self.cache.remember(linear, mode, exec_id, id);
         Ok(Some(id))
     }
 
     fn build_block(&mut self, at: u64, mode: ModeKey) -> Option<BlockId> {
         let core = &mut *self.core;
-        let (tlb, cache, me) = (&mut core.tlb, &mut self.cache, &core.me);
+        let (tlb, me) = (&mut core.tlb, &core.me);
+        let mut caches = CodeCaches { cache: &mut self.cache, translator: &mut self.translator };
         let protected = core.shared.protect_code(at >> 12, core.id as usize, |own| {
             if own {
                 tlb.revoke_write(at & !0xFFF);
             }
-            me.take_notices(|notice| apply_notice(notice, tlb, cache));
+            me.take_notices(|notice| caches.apply(notice, tlb));
         });
         if !protected {
             return None;
@@ -468,13 +492,31 @@ impl SoftVcpu {
     }
 }
 
-fn apply_notice(notice: CodeNotice, tlb: &mut Tlb, cache: &mut BlockCache) {
-    match notice {
-        CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
-        CodeNotice::Invalidate(page) => cache.drop_page(page),
-        CodeNotice::Everything => {
-            tlb.flush_all();
-            cache.clear();
+/// Both tiers' code.
+struct CodeCaches<'a> {
+    cache: &'a mut BlockCache,
+    translator: &'a mut Option<Box<dyn Translator>>,
+}
+
+impl CodeCaches<'_> {
+    fn drop_page(&mut self, page: u64) {
+        self.cache.drop_page(page);
+        if let Some(translator) = self.translator {
+            translator.forget_page(page);
+        }
+    }
+
+    fn apply(&mut self, notice: CodeNotice, tlb: &mut Tlb) {
+        match notice {
+            CodeNotice::RevokeWrite(page) => tlb.revoke_write(page << 12),
+            CodeNotice::Invalidate(page) => self.drop_page(page),
+            CodeNotice::Everything => {
+                tlb.flush_all();
+                self.cache.clear();
+                if let Some(translator) = self.translator {
+                    translator.forget_all();
+                }
+            }
         }
     }
 }

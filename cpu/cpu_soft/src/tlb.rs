@@ -62,7 +62,7 @@ pub struct Tlb {
     sides: [Side; 3],
     /// Identity of the (linear page, host page) mapping that each slot can execute: [supervisor, user].
     /// 0: none. Caches of decoded code compare it; it never comes back for another mapping.
-    exec_id: [Box<[u32; ENTRIES]>; 2],
+    exec_id: [[u32; ENTRIES]; 2],
     ids: Ids,
     /// Linear range that holds every large page entered since the last full flush.
     large: Option<(u64, u64)>,
@@ -87,14 +87,18 @@ fn empty(slot: usize) -> TlbEntry {
 }
 
 impl Tlb {
+    /// Offset of the arrays of entries.
+    pub const ENTRIES_AT: usize = core::mem::offset_of!(Self, entries);
+    /// Offset of the identities: supervisor's, then user's.
+    pub const EXEC_ID_AT: usize = core::mem::offset_of!(Self, exec_id);
+
     /// An empty TLB.
     pub fn new() -> Self {
-        let none = || -> Box<[u32; ENTRIES]> { Box::new([0; ENTRIES]) };
         let side = Side { used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] };
         Self {
             entries: [core::array::from_fn(empty); 4],
             sides: [side; 3],
-            exec_id: [none(), none()],
+            exec_id: [[0; ENTRIES]; 2],
             ids: Ids::new(),
             large: None,
         }
@@ -110,6 +114,20 @@ impl Tlb {
     #[inline(always)]
     pub fn exec_id(&self, user: bool, linear: u64) -> u32 {
         self.exec_id[usize::from(user)][slot_of(linear)]
+    }
+
+    /// Makes `linear`'s executable mapping in array `index` the one whose identity its slot shows. (Another page's
+    /// may have stood there: the two arrays of supervisor accesses share the identities.) 0 if it has none.
+    pub fn claim_exec_id(&mut self, index: u8, linear: u64) -> u32 {
+        let e = self.entry(index, linear);
+        let (exec, host) = (e.exec, e.host);
+        if linear ^ exec >= 4096 {
+            return 0;
+        }
+        let user = index == 0;
+        let id = self.ids.get(linear & PAGE, host, user);
+        self.exec_id[usize::from(user)][slot_of(linear)] = id;
+        id
     }
 
     /// Enters a mapping for accesses of kind `index`.
@@ -277,6 +295,19 @@ mod tests {
         assert_eq!(tlb.exec_id(false, 0x5000), id, "the same mapping keeps its identity");
         tlb.insert(1, &mapping(0x5000, 0xA000));
         assert_ne!(tlb.exec_id(false, 0x5000), id);
+    }
+
+    #[test]
+    fn identities_are_of_the_page_that_asks() {
+        let mut tlb = Tlb::new();
+        tlb.insert(1, &mapping(0x5000, 0x9000));
+        let id = tlb.exec_id(false, 0x5000);
+        // Another page in the same slot, by the other array of the supervisor's.
+        tlb.insert(2, &mapping(0x20_5000, 0xA000));
+        assert_ne!(tlb.exec_id(false, 0x5000), id);
+        assert_eq!(tlb.claim_exec_id(1, 0x5000), id);
+        assert_eq!(tlb.exec_id(false, 0x5000), id);
+        assert_eq!(tlb.claim_exec_id(1, 0x20_5000), 0);
     }
 
     #[test]

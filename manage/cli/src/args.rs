@@ -219,6 +219,8 @@ pub enum Engine {
     Auto,
     /// Software: works everywhere
     Soft,
+    /// Software, hot code translated (experimental)
+    SoftTranslate,
 }
 
 /// See `RunArgs::on_reset`.

@@ -88,6 +88,7 @@ pub fn spec(args: &RunArgs) -> anyhow::Result<VmSpec> {
         args.engine.map(|engine| match engine {
             args::Engine::Auto => EngineChoice::Auto,
             args::Engine::Soft => EngineChoice::Soft,
+            args::Engine::SoftTranslate => EngineChoice::SoftTranslate,
         }),
     );
     replace(

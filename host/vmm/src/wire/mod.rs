@@ -32,6 +32,9 @@ pub enum EngineChoice {
     Auto,
     /// The software engine: works everywhere.
     Soft,
+    /// The software engine with its translator (experimental).
+    #[serde(rename = "soft-translate")]
+    SoftTranslate,
 }
 
 /// What a guest's own reset does.

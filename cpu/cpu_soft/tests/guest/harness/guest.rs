@@ -5,7 +5,6 @@ use super::images::*;
 use super::io::Recorder;
 use super::layout::*;
 use super::watchdog::Watchdog;
-use cpu_soft::SoftHypervisor;
 use guest_memory::{GuestRam, HostSpan, Region};
 use guest_time::GuestClock;
 use guest_time::manual::ManualTime;
@@ -106,7 +105,7 @@ impl Guest {
             tsc_khz: TSC_KHZ,
             clock: clock.clone(),
         };
-        let partition = SoftHypervisor.create_partition(&layout).unwrap();
+        let partition = super::engine().create_partition(&layout).unwrap();
         let vcpu = partition.create_vcpu(0, Arc::new(NoWake)).unwrap();
         let io = Arc::new(Recorder::default());
         io.add_kicker(vcpu.kicker());

@@ -21,12 +21,24 @@ pub use io::Recorder;
 pub use layout::*;
 pub use random::Random;
 
+use cpu_soft::SoftHypervisor;
 use iced_x86::code_asm::CodeAssembler;
 
 /// Assembles instructions: `asm!(a; mov(rax, 1u64); hlt();)`.
 #[macro_export]
 macro_rules! asm {
     ($a:ident; $($ins:ident($($arg:expr),*);)*) => {{ $( $a.$ins($($arg),*).unwrap(); )* }};
+}
+
+/// The engine under test. `cpu_translate` builds this file, too: there everything is translated the first time it
+/// runs.
+pub fn engine() -> SoftHypervisor {
+    match env!("CARGO_PKG_NAME") {
+        "cpu_translate" => {
+            SoftHypervisor::translating(std::sync::Arc::new(cpu_translate::Factory { threshold: 0 }))
+        }
+        _ => SoftHypervisor::interpreter(),
+    }
 }
 
 /// Machine code of what `f` assembles for `ip`.

@@ -6,7 +6,6 @@ use super::guest::{long_state, ram};
 use super::layout::*;
 use super::watchdog::Watchdog;
 use super::{Recorder, Tables, assemble};
-use cpu_soft::SoftHypervisor;
 use guest_memory::GuestRam;
 use guest_time::manual::ManualTime;
 use hypervisor::{
@@ -66,7 +65,7 @@ impl Smp {
             tsc_khz: TSC_KHZ,
             clock,
         };
-        let partition = SoftHypervisor.create_partition(&layout).unwrap();
+        let partition = super::engine().create_partition(&layout).unwrap();
         let bells: Vec<Arc<Bell>> = (0..vcpus).map(|_| Arc::default()).collect();
         let vcpus: Vec<_> =
             bells.iter().zip(0..).map(|(bell, n)| partition.create_vcpu(n, bell.clone()).unwrap()).collect();

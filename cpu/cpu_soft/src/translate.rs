@@ -1,0 +1,162 @@
+//! The seam to a translator, which takes over code that runs often (docs/adr/0006-translator.md).
+//!
+//! This crate emits no code and works without one. A translator is given a [`SoftCore`] and a place to go on
+//! at; it runs guest code on the core until something has to be decided, and leaves the core as the
+//! interpreter would between two blocks. [`layout`] says where emitted code finds what it needs.
+
+use crate::block::BlockId;
+use crate::core::SoftCore;
+use crate::run::SoftVcpu;
+use crate::shared::attention;
+use alloc::boxed::Box;
+use core::sync::atomic::Ordering::Relaxed;
+use guest_memory::GuestRam;
+use x86_defs::cpuid::FeatureSet;
+use x86_defs::flags;
+use x86_emulate::{ModeKey, Op};
+
+/// Makes the translators of a partition's vCPUs.
+pub trait TranslatorFactory: Send + Sync {
+    /// A translator for one vCPU; `None` if this host cannot run one (the interpreter does it all then).
+    fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>>;
+}
+
+/// The hot tier of one vCPU.
+pub trait Translator: Send {
+    /// Times that the interpreter runs a block before the translator is asked for it.
+    fn threshold(&self) -> u32;
+    /// Runs translated code from `place` on, translating it first if need be. `None`: it does not take this
+    /// place, nothing was done.
+    fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit>;
+    /// RAM page `page` was written: translations of it must not be entered again.
+    fn forget_page(&mut self, page: u64);
+    /// No translation may be entered again.
+    fn forget_all(&mut self);
+}
+
+/// Where a block starts, and what decides how it decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Linear address.
+    pub linear: u64,
+    /// Offset in the RAM span. The page is tracked for code.
+    pub at: u64,
+    /// Mode of the vCPU.
+    pub mode: ModeKey,
+}
+
+/// Why translated code was left. RIP is where to go on, but for a fault.
+#[derive(Clone, Copy)]
+pub enum Exit {
+    /// Nothing in particular: the code behind is not translated, or somebody wants something.
+    Branch,
+    /// This operation faulted as in [`x86_emulate::Step::Fault`]; RIP is its block's first instruction.
+    Fault(Op<SoftCore>),
+    /// As [`x86_emulate::Step::Exit`].
+    Service,
+}
+
+/// Data of emitted code that is no state of the guest's between blocks. Plain integers, at fixed places
+/// behind [`SoftCore::cpu`].
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Hot {
+    /// Arithmetic flags as RFLAGS bits (others are rubbish), while translated code runs.
+    pub raw_flags: u64,
+    /// Checks left until Rust is asked whether somebody wants something.
+    pub countdown: i64,
+    /// Room for the translator's own use: pointers of its tables, spilled registers.
+    pub slots: [u64; 32],
+    /// Instructions (about) left of the slice between two looks at the clock.
+    pub budget: i64,
+}
+
+/// Offsets in bytes from the start of a [`SoftCore`].
+pub mod layout {
+    use super::Hot;
+    use crate::core::SoftCore;
+    use crate::tlb::{self, Tlb, TlbEntry};
+    use core::mem::offset_of;
+    use x86_emulate::Cpu;
+
+    /// `Cpu::gpr`.
+    pub const GPR: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, gpr);
+    /// `Cpu::seg_base`.
+    pub const SEG_BASE: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, seg_base);
+    /// `Cpu::x`.
+    pub const EXTENDED: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, x);
+    /// `Hot::raw_flags`.
+    pub const RAW_FLAGS: usize = offset_of!(SoftCore, hot) + offset_of!(Hot, raw_flags);
+    /// `Hot::countdown`.
+    pub const COUNTDOWN: usize = offset_of!(SoftCore, hot) + offset_of!(Hot, countdown);
+    /// `Hot::slots`.
+    pub const SLOTS: usize = offset_of!(SoftCore, hot) + offset_of!(Hot, slots);
+
+    /// Entries in each of the TLB's arrays (one an MMU index), 32 bytes each.
+    pub const TLB_ENTRIES: usize = tlb::ENTRIES;
+    /// The array of MMU index `index`.
+    pub const fn tlb(index: u8) -> usize {
+        offset_of!(SoftCore, tlb) + Tlb::ENTRIES_AT + index as usize * TLB_ENTRIES * size_of::<TlbEntry>()
+    }
+    /// In an entry: tag for reads.
+    pub const TLB_READ: usize = offset_of!(TlbEntry, read);
+    /// In an entry: tag for writes.
+    pub const TLB_WRITE: usize = offset_of!(TlbEntry, write);
+    /// In an entry: offset of the page in the RAM span.
+    pub const TLB_HOST: usize = offset_of!(TlbEntry, host);
+    /// Identity (32 bits) of the mapping that code at `linear` executes by; 0 if none.
+    pub const fn exec_id(user: bool, linear: u64) -> usize {
+        let slot = (linear >> 12) as usize & (TLB_ENTRIES - 1);
+        offset_of!(SoftCore, tlb) + Tlb::EXEC_ID_AT + (user as usize * TLB_ENTRIES + slot) * 4
+    }
+}
+
+impl SoftCore {
+    /// Whether blocks may go on: nothing waits that is to be looked at between blocks.
+    pub fn may_go_on(&self) -> bool {
+        let wanted = self.me.attention.load(Relaxed);
+        let due = wanted & !attention::WINDOW != 0 || wanted != 0 && self.cpu.rflags & flags::IF != 0;
+        !due && !self.cpu.interrupt_shadow && self.cpu.mode.0 & (ModeKey::TRAP | ModeKey::BREAKPOINTS) == 0
+    }
+
+    /// The place of `linear` in the current mode, if the TLB knows it.
+    pub fn known_place(&self, linear: u64) -> Option<Place> {
+        let e = self.tlb.entry(self.cpu.mmu_index, linear);
+        let offset = linear ^ e.exec;
+        (offset < 4096).then(|| Place { linear, at: e.host + offset, mode: self.cpu.mode })
+    }
+
+    /// Makes the mapping that `linear` executes by the one that [`layout::exec_id`] names; its identity, 0 if
+    /// there is none.
+    pub fn claim_exec_id(&mut self, linear: u64) -> u32 {
+        self.tlb.claim_exec_id(self.cpu.mmu_index, linear)
+    }
+
+    /// Says that code of RAM page `page` runs: stores into it end the block first.
+    pub fn set_block_page(&mut self, page: u64) {
+        self.block_page = page;
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+}
+
+impl SoftVcpu {
+    /// Runs translated code instead of block `id` at `linear`, if that is hot; `None`: the interpreter does it.
+    #[inline]
+    pub(crate) fn run_translated(&mut self, id: BlockId, linear: u64, budget: &mut i64) -> Option<Exit> {
+        let translator = self.translator.as_mut()?;
+        let (heat, page) = self.cache.warm(id)?;
+        if heat < translator.threshold() {
+            return None;
+        }
+        let place = Place { linear, at: page << 12 | linear & 0xFFF, mode: self.core.cpu.mode };
+        self.core.hot.budget = *budget;
+        let exit = translator.run(&mut self.core, &place);
+        self.instructions += (*budget - self.core.hot.budget).max(0) as u64;
+        *budget = self.core.hot.budget;
+        exit
+    }
+}

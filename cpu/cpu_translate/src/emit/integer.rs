@@ -1,0 +1,165 @@
+//! Instructions on general registers and memory.
+
+use super::memory::{Access, Address, OPERAND, OPERAND_T0};
+use super::{Emitter, home, memory_home};
+use crate::asm::{Rm, T0, T1};
+use crate::block::Item;
+use crate::encoding::Encoding;
+use crate::liveness::{self, ALL};
+use crate::plan::number;
+use x86_decode::{Instruction, Mnemonic as M, OpKind};
+
+impl Emitter<'_> {
+    /// Before `item`'s own instruction: the host's flags hold what it reads or keeps.
+    fn flags_in(&mut self, item: &Item) {
+        let (read, written) = liveness::effect(&item.insn);
+        if written | read != 0 || changes_flags(&item.insn) {
+            let kept = item.live_after & !written;
+            if (read | kept) != 0 {
+                self.need_host_flags();
+            }
+        }
+    }
+    /// Behind it.
+    fn flags_out(&mut self, item: &Item) {
+        if changes_flags(&item.insn) {
+            (self.in_host, self.in_memory) = (true, false);
+        }
+    }
+
+    /// The guest's own bytes: all operands are registers in their own place.
+    pub(super) fn copy(&mut self, item: &Item) {
+        self.flags_in(item);
+        self.a.bytes(item.bytes());
+        self.flags_out(item);
+    }
+
+    pub(super) fn encoded(&mut self, item: &Item, e: &Encoding) {
+        match e.rm {
+            Some(_) => self.registers(item, e),
+            None => self.with_memory(item, e),
+        }
+    }
+
+    fn registers(&mut self, item: &Item, e: &Encoding) {
+        let mut scratch = Scratch { free: vec![T1, T0], taken: Vec::new() };
+        let reg = if e.reg_is_opcode() { e.reg } else { self.operand(e.reg, &mut scratch) };
+        let rm = e.rm.map_or(0, |r| self.operand(r, &mut scratch));
+        let v = e.v().map_or(0, |r| self.operand(r, &mut scratch));
+        self.flags_in(item);
+        e.emit(&mut self.a, reg, v, Rm::Reg(rm));
+        self.flags_out(item);
+        self.store_back(&item.insn, &scratch);
+    }
+
+    fn with_memory(&mut self, item: &Item, e: &Encoding) {
+        let insn = &item.insn;
+        let before = liveness::before(insn, item.live_after);
+        self.spill_if(before);
+        let write = insn.op0_kind() == OpKind::Memory && !matches!(insn.mnemonic(), M::Cmp | M::Test | M::Bt)
+            || matches!(insn.mnemonic(), M::Xchg);
+        let size = insn.memory_size().size() as u32;
+        let jumps = self.check(Access { address: Address::Operand(insn), size, write, align: 1 });
+        self.in_host = false;
+        let mut scratch = Scratch { free: vec![T1], taken: Vec::new() };
+        let registers = [(!e.reg_is_opcode()).then_some(e.reg), e.v()];
+        let operand = if registers.iter().flatten().any(|r| home(*r).is_none()) {
+            self.a.alu(0x03, T0, T1); // add
+            OPERAND_T0
+        } else {
+            OPERAND
+        };
+        let reg = if e.reg_is_opcode() { e.reg } else { self.operand(e.reg, &mut scratch) };
+        let v = e.v().map_or(0, |r| self.operand(r, &mut scratch));
+        self.flags_in(item);
+        e.emit(&mut self.a, reg, v, operand.into());
+        self.flags_out(item);
+        self.store_back(insn, &scratch);
+        let reload = self.in_host && item.live_after & ALL != 0;
+        self.slow(item, jumps, reload);
+    }
+
+    /// The host register for a guest register that an instruction names.
+    fn operand(&mut self, guest: u8, scratch: &mut Scratch) -> u8 {
+        if let Some(h) = home(guest) {
+            return h;
+        }
+        if let Some((_, h)) = scratch.taken.iter().find(|(g, _)| *g == guest) {
+            return *h;
+        }
+        // The plan has counted them.
+        let h = scratch.free.pop().unwrap_or(T1);
+        self.a.load(h, memory_home(guest));
+        scratch.taken.push((guest, h));
+        h
+    }
+
+    fn store_back(&mut self, insn: &Instruction, scratch: &Scratch) {
+        for (guest, host) in &scratch.taken {
+            if writes(insn, *guest) {
+                self.a.store(memory_home(*guest), *host);
+            }
+        }
+    }
+
+    pub(super) fn mov_imm(&mut self, item: &Item) {
+        let insn = &item.insn;
+        let Some(guest) = number(insn.op0_register()) else { return };
+        let value = match insn.op1_kind() {
+            OpKind::Immediate32 => u64::from(insn.immediate32()),
+            OpKind::Immediate32to64 => insn.immediate32to64() as u64,
+            _ => insn.immediate64(),
+        };
+        match home(guest) {
+            Some(h) => self.a.mov_imm(h, value),
+            None => {
+                self.a.mov_imm(T0, value);
+                self.a.store(memory_home(guest), T0);
+            }
+        }
+    }
+
+    pub(super) fn lea(&mut self, item: &Item) {
+        let insn = &item.insn;
+        let Some(guest) = number(insn.op0_register()) else { return };
+        let wide = insn.op0_register().is_gpr64();
+        let to = home(guest).unwrap_or(T0);
+        let constant = match insn.memory_base() {
+            x86_decode::Register::RIP => Some(self.linear(insn.memory_displacement64())),
+            _ => None,
+        };
+        match constant {
+            Some(value) => self.a.mov_imm(to, if wide { value } else { value & 0xFFFF_FFFF }),
+            None => match self.host_address(insn) {
+                Some(m) => self.a.modrm(&[], wide, false, &[0x8D], to, m.into()),
+                None => {
+                    let value = insn.memory_displacement64();
+                    self.a.mov_imm(to, if wide { value } else { value & 0xFFFF_FFFF });
+                }
+            },
+        }
+        if home(guest).is_none() {
+            self.a.store(memory_home(guest), T0);
+        }
+    }
+}
+
+/// Guest registers without a home that are in scratch registers.
+struct Scratch {
+    free: Vec<u8>,
+    taken: Vec<(u8, u8)>,
+}
+
+fn changes_flags(insn: &Instruction) -> bool {
+    insn.rflags_modified() & ALL != 0
+}
+
+/// Whether `insn` writes the general register `guest` that it names.
+fn writes(insn: &Instruction, guest: u8) -> bool {
+    let is = |i: u32| insn.op_kind(i) == OpKind::Register && number(insn.op_register(i)) == Some(guest);
+    match insn.mnemonic() {
+        M::Cmp | M::Test | M::Bt => false,
+        M::Xchg | M::Xadd | M::Mulx => is(0) || is(1),
+        _ => is(0),
+    }
+}

@@ -1,0 +1,248 @@
+//! Emission of one superblock.
+//!
+//! Where the guest's arithmetic flags are is tracked while code is emitted: in the host's flags, in
+//! `Hot::raw_flags`, in both, or (where they do not matter) nowhere. At the border of a block they are in memory
+//! if they matter.
+//!
+//! - here: entries, exits, flags, the walk over the instructions. `memory.rs`: the inline TLB.
+//! - `integer.rs`: instructions on registers and memory. `branch.rs`: control flow and stack.
+
+mod branch;
+mod integer;
+mod memory;
+
+use crate::asm::{Asm, CONTEXT, Patch, T0, T1, cc, field, reg::*};
+use crate::block::{Item, Source, falls_through};
+use crate::engine::{Block, Engine, ExitSite, Site};
+use crate::liveness::{self, Flags};
+use crate::plan::Plan;
+use crate::thunks::{slot, slot_at};
+use cpu_soft::SoftCore;
+use cpu_soft::translate::{Place, layout};
+use x86_emulate::Op;
+
+/// The host register that holds a general register of the guest's; `None`: it is in memory only.
+pub fn home(guest: u8) -> Option<u8> {
+    match guest {
+        4 => Some(R15),
+        CONTEXT | T0 | T1 | R15 => None,
+        r => Some(r),
+    }
+}
+/// Where the others are.
+pub fn memory_home(guest: u8) -> crate::asm::Mem {
+    field(layout::GPR + usize::from(guest) * 8)
+}
+/// The host register of the guest's stack pointer.
+pub const STACK: u8 = R15;
+
+/// A way out of the straight path, emitted behind it.
+enum Stub {
+    /// The handler does the whole instruction instead.
+    Slow { jumps: Vec<Patch>, site: u32, back: u64, reload: bool },
+    /// To another block.
+    Exit { jump: Patch, target: u64, spill: bool },
+}
+
+/// See the module's header.
+pub struct Emitter<'a> {
+    a: Asm,
+    engine: &'a mut Engine,
+    place: Place,
+    mmu_index: u8,
+    block: Block,
+    /// The host's flags are the guest's.
+    in_host: bool,
+    /// `raw_flags` are the guest's.
+    in_memory: bool,
+    stubs: Vec<Stub>,
+}
+
+/// What comes out.
+pub struct Finished {
+    /// The bytes.
+    pub code: Vec<u8>,
+    /// The block's record.
+    pub block: Block,
+}
+
+impl<'a> Emitter<'a> {
+    /// For the code at `place`, to lie at host address `base`.
+    pub fn new(base: u64, place: &Place, mmu_index: u8, context: u8, engine: &'a mut Engine) -> Self {
+        let block = Block {
+            linear: place.linear,
+            at: place.at,
+            context,
+            guarded: base,
+            guard: 0,
+            checked: 0,
+            body: 0,
+            miss: 0,
+            live: true,
+        };
+        let a = Asm::new(base);
+        let (in_host, in_memory) = (false, true);
+        Self { a, engine, place: *place, mmu_index, block, in_host, in_memory, stubs: Vec::new() }
+    }
+
+    /// Emits everything.
+    pub fn block(&mut self, source: &Source) {
+        let id = self.engine.blocks.len() as u32;
+        let user = self.place.mode.cpl() == 3;
+        // cmp dword [exec_id], imm32
+        let guard = field(layout::exec_id(user, self.place.linear));
+        self.a.modrm(&[], false, false, &[0x81], 7, guard.into());
+        self.block.guard = self.a.here();
+        self.a.bytes(&[0; 4]);
+        let miss = self.a.jcc_later(cc::NOT_EQUAL);
+        self.block.checked = self.a.here();
+        self.a.modrm(&[], true, false, &[0xFF], 1, field(layout::COUNTDOWN).into());
+        let service = self.a.jcc_later(cc::SIGN);
+        self.block.body = self.a.here();
+        for item in &source.items {
+            self.item(item);
+        }
+        self.close(source);
+        self.emit_stubs();
+        self.block.miss = self.a.here();
+        self.a.bind(miss);
+        self.a.mov_imm32(T1, id);
+        self.a.jmp(self.engine.thunks.miss);
+        self.a.bind(service);
+        self.a.mov_imm32(T1, id);
+        self.a.jmp(self.engine.thunks.service);
+    }
+
+    /// The result.
+    pub fn finish(self) -> Finished {
+        Finished { code: self.a.code, block: self.block }
+    }
+
+    fn item(&mut self, item: &Item) {
+        match item.plan {
+            Plan::Call | Plan::Barrier => self.call(&item.op, matches!(item.plan, Plan::Barrier)),
+            Plan::Nop => {}
+            Plan::Copy => self.copy(item),
+            Plan::Encode(e) => self.encoded(item, &e),
+            Plan::MovImm => self.mov_imm(item),
+            Plan::Lea => self.lea(item),
+            Plan::Push(g) => self.push(item, g),
+            Plan::PushImm(v) => self.push_imm(item, v),
+            Plan::Pop(g) => self.pop(item, g),
+            Plan::Leave => self.leave(item),
+            Plan::Jcc(cc) => self.jcc(item, cc),
+            Plan::Jmp => self.jmp(item),
+            Plan::Call64 => self.call_direct(item),
+            Plan::Ret(more) => self.ret(item, more),
+            Plan::Indirect(call) => self.indirect(item, call),
+        }
+    }
+
+    /// The way on behind the last instruction.
+    fn close(&mut self, source: &Source) {
+        if !source.items.last().is_none_or(|i| falls_through(&i.plan)) {
+            return;
+        }
+        match &source.closing {
+            Some(op) => self.call(op, true),
+            None => self.leave_to(u64::from(source.end), source.live_end),
+        }
+    }
+
+    /// Linear address of an offset from the block's start.
+    fn linear(&self, offset: u64) -> u64 {
+        self.place.linear.wrapping_add(offset)
+    }
+
+    fn site(&mut self, op: &Op<SoftCore>, barrier: bool) -> u32 {
+        let (rip, page) = (self.place.linear, self.place.at >> 12);
+        self.engine.sites.push(Site { op: *op, rip, page, barrier });
+        self.engine.sites.len() as u32 - 1
+    }
+
+    /// Calls the interpreter's handler.
+    fn call(&mut self, op: &Op<SoftCore>, barrier: bool) {
+        self.spill_if(liveness::ALL);
+        let site = self.site(op, barrier);
+        self.a.mov_imm32(T1, site);
+        self.a.call(self.engine.thunks.operation);
+        (self.in_host, self.in_memory) = (false, true);
+    }
+
+    /// Before the host's flags are overwritten: saves them if they are all that holds `live` flags.
+    fn spill_if(&mut self, live: Flags) {
+        if live != 0 && self.in_host && !self.in_memory {
+            self.spill();
+            self.in_memory = true;
+        }
+    }
+    fn spill(&mut self) {
+        self.a.bytes(&[0x9C]); // pushfq
+        self.a.modrm(&[], false, false, &[0x8F], 0, field(layout::RAW_FLAGS).into()); // pop
+    }
+
+    /// Before an instruction that reads flags or keeps some: makes the host's flags the guest's.
+    fn need_host_flags(&mut self) {
+        if !self.in_host {
+            self.reload();
+            self.in_host = true;
+        }
+    }
+    /// Touches no register of the guest's but for a while RAX.
+    fn reload(&mut self) {
+        let rax = field(slot_at(slot::RAX));
+        self.a.store(rax, RAX);
+        self.a.load32(RAX, field(layout::RAW_FLAGS));
+        self.a.bytes(&[0x86, 0xC4]); // xchg ah, al: AH has what SAHF wants, AL bit 3 is OF
+        self.a.bytes(&[0x24, 0x08]); // and al, 8
+        self.a.bytes(&[0x04, 0x78]); // add al, 0x78: overflows if it was set
+        self.a.bytes(&[0x9E]); // sahf
+        self.a.load(RAX, rax);
+    }
+
+    /// Goes to the instruction at `offset`, where `live` flags matter.
+    fn leave_to(&mut self, offset: u64, live: Flags) {
+        self.spill_if(live);
+        let jump = self.a.jmp_later();
+        let target = self.linear(offset);
+        self.stubs.push(Stub::Exit { jump, target, spill: false });
+    }
+
+    fn emit_stubs(&mut self) {
+        for stub in std::mem::take(&mut self.stubs) {
+            match stub {
+                Stub::Slow { jumps, site, back, reload } => {
+                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.a.mov_imm32(T1, site);
+                    self.a.call(self.engine.thunks.operation);
+                    if reload {
+                        self.reload();
+                    }
+                    self.a.jmp(back);
+                }
+                Stub::Exit { mut jump, target, spill } => {
+                    if spill {
+                        self.a.bind(jump);
+                        self.spill();
+                        jump = self.a.jmp_later();
+                    }
+                    self.a.bind(jump);
+                    let same = (target ^ self.place.linear) & !0xFFF == 0;
+                    let same_page = same.then_some(self.place.at >> 12);
+                    let site = self.block.guarded + jump.0 as u64;
+                    self.engine.exits.push(ExitSite { jump: site, target, same_page });
+                    self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);
+                    self.a.jmp(self.engine.thunks.exit);
+                }
+            }
+        }
+    }
+
+    /// A guest register's value in a host register: its home, or `scratch`, which it is loaded to.
+    fn value(&mut self, guest: u8, scratch: u8) -> u8 {
+        home(guest).unwrap_or_else(|| {
+            self.a.load(scratch, memory_home(guest));
+            scratch
+        })
+    }
+}

@@ -1,0 +1,288 @@
+//! Translations of one vCPU, and the way into them and out again.
+
+use crate::asm::Asm;
+use crate::code_memory::CodeMemory;
+use crate::thunks::{Thunks, slot};
+use crate::{block, host, runtime};
+use cpu_soft::SoftCore;
+use cpu_soft::translate::{Exit, Place, Translator};
+use guest_memory::GuestRam;
+use hashbrown::HashMap;
+use std::io;
+use x86_defs::cpuid::FeatureSet;
+use x86_emulate::cpu::RIP;
+use x86_emulate::{ModeKey, Op};
+
+/// Code of one vCPU.
+const CODE_BYTES: usize = 8 << 20;
+/// Room that a block is sure to find.
+const BLOCK_BYTES: usize = 64 << 10;
+/// Operations kept beside the code.
+const MAX_SITES: usize = 192 << 10;
+/// Entries of the table of indirect branches, one table a context.
+pub const TABLE_ENTRIES: usize = 16 << 10;
+/// Contexts: beyond these the interpreter works.
+const MAX_CONTEXTS: usize = 8;
+/// An address that no branch leads to.
+const NOWHERE: u64 = 1 << 63;
+
+/// An operation as a block calls it.
+pub struct Site {
+    /// The operation.
+    pub op: Op<SoftCore>,
+    /// Address of the block's first instruction.
+    pub rip: u64,
+    /// RAM page.
+    pub page: u64,
+    /// May change how code runs: whatever is behind it is looked up anew.
+    pub barrier: bool,
+}
+
+/// A translated superblock.
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// Linear address.
+    pub linear: u64,
+    /// Offset in the RAM span.
+    pub at: u64,
+    /// Context.
+    pub context: u8,
+    /// Entry with the guard: for everybody who comes from another page.
+    pub guarded: u64,
+    /// The guard's immediate.
+    pub guard: u64,
+    /// Entry with the countdown: for the same page.
+    pub checked: u64,
+    /// Behind both.
+    pub body: u64,
+    /// Where a failed guard leads.
+    pub miss: u64,
+    /// Its code may be entered.
+    pub live: bool,
+}
+
+/// A jump out of a block to a fixed address.
+pub struct ExitSite {
+    /// Address of the jump's displacement.
+    pub jump: u64,
+    /// Where it leads in the guest.
+    pub target: u64,
+    /// The RAM page of the block if the target is in the same page: then no guard is needed.
+    pub same_page: Option<u64>,
+}
+
+/// An entry of the table of indirect branches, as emitted code reads it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TableEntry {
+    linear: u64,
+    code: u64,
+}
+
+/// What, besides place and bytes, decides what code a block becomes.
+struct Context {
+    mode: ModeKey,
+    mmu_index: u8,
+    table: Box<[TableEntry]>,
+}
+
+/// See the module's header.
+pub struct Engine {
+    threshold: u32,
+    ram_base: u64,
+    /// What the guest's processor has.
+    pub features: FeatureSet,
+    /// What the host's has.
+    pub host: FeatureSet,
+    pub memory: CodeMemory,
+    /// Bytes of the fixed pieces in front.
+    fixed: usize,
+    pub thunks: Thunks,
+    pub sites: Vec<Site>,
+    pub blocks: Vec<Block>,
+    pub exits: Vec<ExitSite>,
+    by_place: HashMap<(u64, u64, u8), u32>,
+    by_page: HashMap<u64, Vec<u32>>,
+    contexts: Vec<Context>,
+    /// Why emitted code leaves.
+    pub exit: Exit,
+}
+
+impl Engine {
+    /// A translator without translations.
+    pub fn new(ram: &GuestRam, features: FeatureSet, threshold: u32) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(CODE_BYTES)?;
+        let mut a = Asm::new(memory.next());
+        let thunks = Thunks::emit(&mut a);
+        memory.append(&a.code);
+        Ok(Self {
+            threshold,
+            ram_base: ram.host_base() as u64,
+            features,
+            host: host::features(),
+            fixed: memory.used(),
+            memory,
+            thunks,
+            sites: Vec::new(),
+            blocks: Vec::new(),
+            exits: Vec::new(),
+            by_place: HashMap::new(),
+            by_page: HashMap::new(),
+            contexts: Vec::new(),
+            exit: Exit::Branch,
+        })
+    }
+
+    /// Number of the context of `core`; `None` if its code is not for us.
+    fn context(&mut self, core: &SoftCore) -> Option<u8> {
+        let (mode, mmu_index) = (core.cpu.mode, core.cpu.mmu_index);
+        let known = self.contexts.iter().position(|c| c.mode == mode && c.mmu_index == mmu_index);
+        if let Some(n) = known {
+            return Some(n as u8);
+        }
+        let refused = ModeKey::TRAP | ModeKey::BREAKPOINTS | ModeKey::ALIGN;
+        if !mode.is_long() || mode.0 & refused != 0 || self.contexts.len() == MAX_CONTEXTS {
+            return None;
+        }
+        let table = vec![TableEntry { linear: NOWHERE, code: 0 }; TABLE_ENTRIES].into_boxed_slice();
+        self.contexts.push(Context { mode, mmu_index, table });
+        Some(self.contexts.len() as u8 - 1)
+    }
+
+    /// The translation at `place`, made if need be.
+    fn translation(&mut self, core: &SoftCore, place: &Place, context: u8) -> u32 {
+        if let Some(id) = self.by_place.get(&(place.linear, place.at, context)) {
+            return *id;
+        }
+        if self.memory.left() < BLOCK_BYTES || self.sites.len() + block::MAX_INSTRUCTIONS > MAX_SITES {
+            self.clear();
+        }
+        let id = self.blocks.len() as u32;
+        let block = block::translate(self, core, place, context);
+        self.blocks.push(block);
+        self.by_place.insert((place.linear, place.at, context), id);
+        self.by_page.entry(place.at >> 12).or_default().push(id);
+        id
+    }
+
+    /// Makes the guarded entry of a block pass for the mapping that `core` has now; its address.
+    fn admit(&mut self, id: u32, core: &mut SoftCore) -> u64 {
+        let b = self.blocks[id as usize];
+        self.memory.patch(b.guard, &core.claim_exec_id(b.linear).to_le_bytes());
+        let table = &mut self.contexts[usize::from(b.context)].table;
+        table[b.linear as usize & (TABLE_ENTRIES - 1)] = TableEntry { linear: b.linear, code: b.guarded };
+        b.guarded
+    }
+
+    /// Where to go on at RIP: a translation, or out. For emitted code.
+    pub fn go_on(&mut self, core: &mut SoftCore) -> u64 {
+        core.hot.raw_flags = core.cpu.flags.bits();
+        self.exit = Exit::Branch;
+        if !runtime::may_go_on(core) {
+            return self.thunks.leave;
+        }
+        let Some(context) = self.context(core) else { return self.thunks.leave };
+        let linear = core.cpu.gpr[RIP];
+        let e = self.contexts[usize::from(context)].table[linear as usize & (TABLE_ENTRIES - 1)];
+        if e.linear == linear { e.code } else { self.known(core, context) }
+    }
+
+    /// As `go_on`, when the table's entry cannot be trusted.
+    pub fn go_on_checked(&mut self, core: &mut SoftCore) -> u64 {
+        self.exit = Exit::Branch;
+        if !runtime::may_go_on(core) {
+            return self.thunks.leave;
+        }
+        match self.context(core) {
+            Some(context) => self.known(core, context),
+            None => self.thunks.leave,
+        }
+    }
+
+    fn known(&mut self, core: &mut SoftCore, context: u8) -> u64 {
+        let place = core.known_place(core.cpu.gpr[RIP]);
+        let id = place.and_then(|p| self.by_place.get(&(p.linear, p.at, context)).copied());
+        match id {
+            Some(id) => self.admit(id, core),
+            None => self.thunks.leave,
+        }
+    }
+
+    /// Makes exit `n` lead to the translation of its target, which is where `core` is.
+    pub fn link(&mut self, n: usize, core: &mut SoftCore) {
+        let Some(context) = self.context(core) else { return };
+        let Some(place) = core.known_place(self.exits[n].target) else { return };
+        if let Some(id) = self.by_place.get(&(place.linear, place.at, context)) {
+            let b = &self.blocks[*id as usize];
+            let to = match self.exits[n].same_page {
+                Some(page) if page == place.at >> 12 => b.checked,
+                _ => b.guarded,
+            };
+            self.memory.patch_jump(self.exits[n].jump, to);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.memory.truncate(self.fixed);
+        self.sites.clear();
+        self.blocks.clear();
+        self.exits.clear();
+        self.by_place.clear();
+        self.by_page.clear();
+        for c in &mut self.contexts {
+            c.table.fill(TableEntry { linear: NOWHERE, code: 0 });
+        }
+    }
+}
+
+impl Translator for Engine {
+    fn threshold(&self) -> u32 {
+        self.threshold
+    }
+
+    fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
+        let context = self.context(core)?;
+        let id = self.translation(core, place, context);
+        let target = self.admit(id, core);
+        host::set_gs_base(self.ram_base);
+        for (n, c) in self.contexts.iter().enumerate() {
+            core.hot.slots[slot::TABLES + n] = c.table.as_ptr() as u64;
+        }
+        core.hot.raw_flags = core.cpu.flags.bits();
+        core.hot.countdown = runtime::CHECKS;
+        self.exit = Exit::Branch;
+        let enter = self.thunks.enter;
+        let engine: *mut Engine = self;
+        core.hot.slots[slot::ENGINE] = engine as u64;
+        // SAFETY: `enter` is code of `Thunks::emit` with this signature. What it runs touches the core, guest
+        // RAM at offsets that the TLB holds, and, through `runtime`, the engine; we touch none of them meanwhile.
+        unsafe {
+            let enter: extern "sysv64" fn(*mut SoftCore, u64) = std::mem::transmute(enter as *const ());
+            enter(core, target);
+            core.hot.budget -= (runtime::CHECKS - core.hot.countdown).max(1);
+            Some((*engine).exit)
+        }
+    }
+
+    fn forget_page(&mut self, page: u64) {
+        for id in self.by_page.remove(&page).unwrap_or_default() {
+            let b = &mut self.blocks[id as usize];
+            b.live = false;
+            let b = *b;
+            self.by_place.remove(&(b.linear, b.at, b.context));
+            // Whoever still knows its entry comes out at the miss.
+            let mut jump = [0xE9, 0, 0, 0, 0];
+            jump[1..].copy_from_slice(&(b.miss.wrapping_sub(b.guarded + 5) as u32).to_le_bytes());
+            self.memory.patch(b.guarded, &jump);
+            let table = &mut self.contexts[usize::from(b.context)].table;
+            let e = &mut table[b.linear as usize & (TABLE_ENTRIES - 1)];
+            if e.code == b.guarded {
+                *e = TableEntry { linear: NOWHERE, code: 0 };
+            }
+        }
+    }
+
+    fn forget_all(&mut self) {
+        self.clear();
+    }
+}

@@ -1,0 +1,51 @@
+//! The hot tier of the `soft` engine: translates x86-64 guest code to host code of the same architecture.
+//!
+//! Plugs into `cpu_soft` (`cpu_soft::translate` is the seam, docs/adr/0006-translator.md the reasons). Whatever is
+//! not emitted inline is a call of the interpreter's handler, so that every instruction is covered.
+//!
+//! - `engine.rs`: translations of one vCPU, entry and exit. `runtime.rs`: what emitted code calls.
+//! - `code_memory.rs`: where the code lies. `thunks.rs`: the fixed pieces of code.
+//! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
+//! - `emit/`: the emission itself. `asm.rs`, `encoding.rs`: bytes.
+//!
+//! Host registers in emitted code: `asm::CONTEXT` is the `SoftCore`, the GS base is guest RAM, RSP the
+//! thread's own stack; see `emit::home` for the guest's registers.
+
+mod asm;
+mod block;
+mod code_memory;
+mod emit;
+mod encoding;
+mod engine;
+mod host;
+mod liveness;
+mod plan;
+mod runtime;
+mod thunks;
+
+use cpu_soft::translate::{Translator, TranslatorFactory};
+use engine::Engine;
+use guest_memory::GuestRam;
+use x86_defs::cpuid::FeatureSet;
+
+/// Times that the interpreter runs a block before it is translated.
+pub const THRESHOLD: u32 = 16;
+
+/// Makes translators for this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Factory {
+    /// Times that the interpreter runs a block before it is translated; 0 translates everything.
+    pub threshold: u32,
+}
+
+impl Default for Factory {
+    fn default() -> Self {
+        Self { threshold: THRESHOLD }
+    }
+}
+
+impl TranslatorFactory for Factory {
+    fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>> {
+        Some(Box::new(Engine::new(ram, features, self.threshold).ok()?))
+    }
+}

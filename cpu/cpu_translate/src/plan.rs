@@ -1,0 +1,197 @@
+//! How each instruction is emitted: inline in one of a few forms, or as a call of the interpreter's handler.
+
+use crate::emit::home;
+use crate::encoding::Encoding;
+use crate::liveness;
+use x86_decode::{ConditionCode, FlowControl, Instruction, Mnemonic as M, OpKind, Register, allowed};
+use x86_defs::cpuid::FeatureSet;
+
+/// See the module's header.
+#[derive(Clone, Copy, Debug)]
+pub enum Plan {
+    /// The handler.
+    Call,
+    /// The handler; what is behind is looked up anew.
+    Barrier,
+    /// Nothing.
+    Nop,
+    /// The guest's own bytes.
+    Copy,
+    /// Written again with the host's registers and memory operand.
+    Encode(Encoding),
+    /// MOV of an immediate to a register of 4 or 8 bytes.
+    MovImm,
+    /// LEA of 4 or 8 bytes.
+    Lea,
+    /// PUSH of a register, 8 bytes.
+    Push(u8),
+    /// PUSH of an immediate, 8 bytes.
+    PushImm(i32),
+    /// POP to a register, 8 bytes.
+    Pop(u8),
+    /// LEAVE.
+    Leave,
+    /// Conditional branch.
+    Jcc(u8),
+    /// Direct jump.
+    Jmp,
+    /// Direct call.
+    Call64,
+    /// Return, with this many bytes freed besides.
+    Ret(u16),
+    /// Indirect jump (`false`) or call through a register or memory.
+    Indirect(bool),
+}
+
+/// The guest's number of a general register of any width; high bytes have none.
+pub fn number(r: Register) -> Option<u8> {
+    let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
+    (r.is_gpr() && !high).then(|| r.full_register() as u8 - Register::RAX as u8)
+}
+
+/// The plan for `insn`, whose bytes are `bytes`. `host`: features of the host's processor.
+pub fn plan(insn: &Instruction, bytes: &[u8], host: FeatureSet) -> Plan {
+    branch(insn)
+        .or_else(|| stack(insn))
+        .or_else(|| simple(insn))
+        .or_else(|| arithmetic(insn, bytes, host))
+        .unwrap_or(Plan::Call)
+}
+
+fn branch(insn: &Instruction) -> Option<Plan> {
+    use x86_decode::Code as K;
+    if insn.flow_control() == FlowControl::Next {
+        return None;
+    }
+    Some(match insn.code() {
+        K::Jmp_rel8_64 | K::Jmp_rel32_64 => Plan::Jmp,
+        K::Call_rel32_64 => Plan::Call64,
+        K::Retnq => Plan::Ret(0),
+        K::Retnq_imm16 => Plan::Ret(insn.immediate16()),
+        K::Jmp_rm64 if addressable(insn) => Plan::Indirect(false),
+        K::Call_rm64 if addressable(insn) => Plan::Indirect(true),
+        _ if insn.is_jcc_short_or_near() && insn.op0_kind() == OpKind::NearBranch64 => {
+            Plan::Jcc(liveness::condition(insn))
+        }
+        _ => Plan::Barrier,
+    })
+}
+
+fn stack(insn: &Instruction) -> Option<Plan> {
+    use x86_decode::Code as K;
+    Some(match insn.code() {
+        K::Push_r64 => Plan::Push(number(insn.op0_register())?),
+        K::Pushq_imm32 | K::Pushq_imm8 => {
+            let imm = match insn.op0_kind() {
+                OpKind::Immediate8to64 => insn.immediate8to64(),
+                _ => insn.immediate32to64(),
+            };
+            Plan::PushImm(imm as i32)
+        }
+        K::Pop_r64 if insn.op0_register() != Register::RSP => Plan::Pop(number(insn.op0_register())?),
+        K::Leaveq => Plan::Leave,
+        _ => return None,
+    })
+}
+
+fn simple(insn: &Instruction) -> Option<Plan> {
+    use x86_decode::Code as K;
+    Some(match insn.mnemonic() {
+        M::Nop | M::Endbr64 | M::Endbr32 => Plan::Nop,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => Plan::Nop,
+        M::Lea if insn.op0_register().size() >= 4 && addressable(insn) => Plan::Lea,
+        M::Mov
+            if matches!(insn.code(), K::Mov_r32_imm32 | K::Mov_r64_imm64 | K::Mov_rm64_imm32)
+                && insn.op0_kind() == OpKind::Register =>
+        {
+            Plan::MovImm
+        }
+        _ => return None,
+    })
+}
+
+/// Whether the memory operand, if there is one, has an address of 64 bits.
+fn addressable(insn: &Instruction) -> bool {
+    if !(0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
+        return true;
+    }
+    let wide = |r: Register| r == Register::None || r.is_gpr64() || r == Register::RIP;
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let none = base == Register::None && index == Register::None;
+    wide(base)
+        && wide(index)
+        && !(none && insn.memory_displacement64() as i32 as i64 as u64 != insn.memory_displacement64())
+}
+
+/// Instructions on general registers and memory that do on the host what they do on the guest.
+fn is_arithmetic(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => true,
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Inc | M::Dec | M::Neg | M::Not => true,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => true,
+        M::Imul | M::Mul | M::Bsf | M::Bsr | M::Popcnt | M::Tzcnt | M::Lzcnt | M::Bswap | M::Movbe => true,
+        M::Andn | M::Bextr | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi | M::Pdep | M::Pext => true,
+        M::Mulx | M::Rorx | M::Shlx | M::Sarx | M::Shrx | M::Adcx | M::Adox | M::Crc32 => true,
+        M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Stc | M::Clc | M::Cmc => true,
+        M::Xchg | M::Cmpxchg | M::Xadd => true,
+        // In memory a register's bit offset reaches beyond the operand.
+        M::Bt | M::Bts | M::Btr | M::Btc => {
+            insn.op0_kind() == OpKind::Register || insn.op1_kind() != OpKind::Register
+        }
+        // SETcc and CMOVcc: branches are gone already.
+        _ => insn.condition_code() != ConditionCode::None,
+    }
+}
+
+fn arithmetic(insn: &Instruction, bytes: &[u8], host: FeatureSet) -> Option<Plan> {
+    if !is_arithmetic(insn) || !allowed(insn, host) || !addressable(insn) {
+        return None;
+    }
+    let mut memory = false;
+    let mut high = false;
+    let mut homeless: [Option<u8>; 4] = [None; 4];
+    for i in 0..insn.op_count() {
+        match insn.op_kind(i) {
+            OpKind::Register => {
+                let r = insn.op_register(i);
+                if !r.is_gpr() {
+                    return None; // segment, control and debug registers
+                }
+                match number(r) {
+                    None => high = true,
+                    Some(n) if home(n).is_none() => homeless[i as usize & 3] = Some(n),
+                    Some(_) => {}
+                }
+            }
+            OpKind::Memory => memory = true,
+            _ => {}
+        }
+    }
+    // What lies in no host register, each once.
+    let homeless_count =
+        (0..4).filter(|&i| homeless[i].is_some() && !homeless[..i].contains(&homeless[i])).count();
+    let verbatim = !memory && homeless_count == 0 && !uses_rsp(insn);
+    let encoding = Encoding::parse(bytes);
+    if let Some(e) = encoding {
+        // A hidden TZCNT is a BSF with a prefix that the host would not ignore.
+        let meant = matches!(
+            insn.mnemonic(),
+            M::Popcnt | M::Tzcnt | M::Lzcnt | M::Adcx | M::Adox | M::Crc32 | M::Movbe
+        );
+        if e.has_repeat() && !meant && !e.is_vex() {
+            return None;
+        }
+    }
+    if verbatim {
+        return Some(Plan::Copy);
+    }
+    if high || homeless_count > if memory { 1 } else { 2 } {
+        return None;
+    }
+    encoding.map(Plan::Encode)
+}
+
+fn uses_rsp(insn: &Instruction) -> bool {
+    (0..insn.op_count())
+        .any(|i| insn.op_kind(i) == OpKind::Register && number(insn.op_register(i)) == Some(4))
+}

@@ -1,0 +1,118 @@
+//! What emitted code calls. Each function gets the `SoftCore` with the guest's registers in memory and says
+//! where to go on: 0 (behind the operation), the address of a translation, or that of the leaving thunk.
+
+use crate::engine::Engine;
+use crate::thunks::slot;
+use cpu_soft::SoftCore;
+use cpu_soft::translate::Exit;
+use x86_emulate::Step;
+use x86_emulate::cpu::RIP;
+use x86_emulate::flags::LazyFlags;
+
+/// Checks (about one a block) between two looks whether somebody wants something.
+pub const CHECKS: i64 = 256;
+/// Instructions that a check stands for when the slice is counted.
+const INSTRUCTIONS_A_CHECK: i64 = 6;
+
+/// The core and the engine that emitted code runs for.
+///
+/// # Safety
+/// `core` is the pointer that `Engine::run` gave to emitted code, and that call has not returned.
+unsafe fn parts<'a>(core: *mut SoftCore) -> (&'a mut SoftCore, &'a mut Engine) {
+    // SAFETY: `Engine::run` holds both exclusively and touches neither while emitted code runs; the slot holds
+    // the engine's address since then.
+    unsafe {
+        let core = &mut *core;
+        let engine = core.hot.slots[slot::ENGINE] as *mut Engine;
+        (core, &mut *engine)
+    }
+}
+
+/// Runs the operation of site `site`.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, engine) = unsafe { parts(core) };
+    let site = &engine.sites[site as usize];
+    let (op, barrier) = (&site.op, site.barrier);
+    core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
+    core.cpu.gpr[RIP] = site.rip;
+    core.set_block_page(site.page);
+    match (op.run)(core, op) {
+        // Not if it wrote code: what is behind in this block, and where it leads, may be stale.
+        Step::Next if !barrier && core.may_go_on() => {
+            core.hot.raw_flags = core.cpu.flags.bits();
+            return 0;
+        }
+        Step::Next => core.cpu.gpr[RIP] = op.next_ip(core),
+        Step::Branch => {}
+        Step::Fault => {
+            engine.exit = Exit::Fault(*op);
+            return engine.thunks.leave;
+        }
+        Step::Exit => {
+            engine.exit = Exit::Service;
+            return engine.thunks.leave;
+        }
+    }
+    core.hot.countdown -= 1;
+    engine.go_on(core)
+}
+
+/// Exit `exit` was taken: goes to its target, by itself the next time.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, engine) = unsafe { parts(core) };
+    core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
+    core.cpu.gpr[RIP] = engine.exits[exit as usize].target;
+    core.hot.countdown -= 1;
+    let to = engine.go_on(core);
+    if to != engine.thunks.leave {
+        engine.link(exit as usize, core);
+    }
+    to
+}
+
+/// The guard of block `block` failed: its address leads elsewhere now.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn miss(core: *mut SoftCore, block: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, engine) = unsafe { parts(core) };
+    core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
+    core.cpu.gpr[RIP] = engine.blocks[block as usize].linear;
+    core.hot.countdown -= 1;
+    engine.go_on_checked(core)
+}
+
+/// The countdown ran out at the start of block `block`.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn service(core: *mut SoftCore, block: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, engine) = unsafe { parts(core) };
+    core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
+    let block = engine.blocks[block as usize];
+    core.cpu.gpr[RIP] = block.linear;
+    if may_go_on(core) {
+        return block.body;
+    }
+    engine.exit = Exit::Branch;
+    engine.thunks.leave
+}
+
+/// Settles the countdown with the slice, and says whether anything keeps the vCPU from going on.
+pub fn may_go_on(core: &mut SoftCore) -> bool {
+    if core.hot.countdown <= 0 {
+        core.hot.budget -= (CHECKS - core.hot.countdown) * INSTRUCTIONS_A_CHECK;
+        core.hot.countdown = CHECKS;
+    }
+    core.hot.budget > 0 && core.may_go_on()
+}
