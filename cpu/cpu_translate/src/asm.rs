@@ -21,6 +21,7 @@ pub mod reg {
 /// The condition codes that the translator's own code uses.
 #[allow(missing_docs)]
 pub mod cc {
+    pub const EQUAL: u8 = 4;
     pub const NOT_EQUAL: u8 = 5;
     pub const ABOVE: u8 = 7;
     pub const SIGN: u8 = 8;

@@ -9,7 +9,7 @@ use crate::liveness::{self, Flags};
 use crate::plan::{self, Plan};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::Place;
-use x86_decode::{Decoded, FlowControl, Instruction, decode};
+use x86_decode::{Decoded, FlowControl, Instruction, Mnemonic, decode};
 use x86_defs::Exception;
 use x86_defs::flags::STATUS;
 use x86_emulate::lower::{self, LowerContext};
@@ -61,7 +61,7 @@ pub struct Source {
 pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, context: u8) -> Block {
     let mut page = Box::new([0; PAGE]);
     core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
-    let source = read(engine, place, page);
+    let source = read(engine, place, &engine.host(context), page);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, context, engine);
     emitter.block(&source);
@@ -70,7 +70,7 @@ pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, context: u
     block
 }
 
-fn read(engine: &Engine, place: &Place, page: Box<[u8; PAGE]>) -> Source {
+fn read(engine: &Engine, place: &Place, host: &plan::Host, page: Box<[u8; PAGE]>) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let bytes = &page[first..];
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
@@ -92,7 +92,11 @@ fn read(engine: &Engine, place: &Place, page: Box<[u8; PAGE]>) -> Source {
         };
         let (op, pure) = lowered(&insn, &ctx(at as u16));
         let raw = &bytes[at..at + insn.len()];
-        let plan = if pure { plan::plan(&insn, raw, engine.host) } else { Plan::Barrier };
+        let plan = match pure {
+            true => plan::plan(&insn, raw, &ctx(at as u16), host),
+            false if is_fence(&insn) => Plan::Copy,
+            false => Plan::Barrier,
+        };
         let mut copy = [0; 15];
         copy[..raw.len()].copy_from_slice(raw);
         items.push(Item { insn, raw: copy, plan, op, live_after: liveness::ALL, live_target: liveness::ALL });
@@ -120,9 +124,29 @@ fn lowered(insn: &Instruction, ctx: &LowerContext) -> (Op<SoftCore>, bool) {
         Some(_) if x86_emulate::system::lower::<SoftCore>(insn, ctx).is_some() => {
             (lower::lower(insn, ctx), false)
         }
-        Some(op) => (op, true),
+        Some(op) => (op, !loads_mxcsr(insn)),
         None => (lower::lower(insn, ctx), false),
     }
+}
+
+/// MXCSR's masks are a part of the context.
+fn loads_mxcsr(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        insn.mnemonic(),
+        M::Ldmxcsr
+            | M::Vldmxcsr
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Xrstor
+            | M::Xrstor64
+            | M::Xrstors
+            | M::Xrstors64
+    )
+}
+
+fn is_fence(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence)
 }
 
 /// Fills in which flags matter behind each instruction.

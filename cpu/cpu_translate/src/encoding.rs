@@ -3,9 +3,22 @@
 
 use crate::asm::{Asm, Rm, Vex};
 
+/// Which fields name general registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Roles {
+    /// `reg` of ModRM.
+    pub reg: bool,
+    /// `rm` of ModRM, if it is a register.
+    pub rm: bool,
+    /// VEX.vvvv.
+    pub v: bool,
+}
+
 /// See the module's header.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoding {
+    /// Which fields name general registers: all, unless somebody knows better.
+    pub roles: Roles,
     lock: bool,
     operand_size: bool,
     /// F2 or F3; 0 if neither.
@@ -28,6 +41,7 @@ impl Encoding {
     /// something that is not worth an effort.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut e = Self {
+            roles: Roles { reg: true, rm: true, v: true },
             lock: false,
             operand_size: false,
             repeat: 0,
@@ -65,6 +79,7 @@ impl Encoding {
         }
         e.imm[..imm.len()].copy_from_slice(imm);
         e.imm_len = imm.len() as u8;
+        e.roles.reg = !e.reg_is_opcode();
         Some(e)
     }
 
@@ -152,13 +167,17 @@ impl Encoding {
     pub fn has_repeat(&self) -> bool {
         self.repeat != 0
     }
+    /// Has F3 as a prefix or in VEX.
+    pub fn is_f3(&self) -> bool {
+        self.repeat == 0xF3 || self.vex.is_some_and(|v| v.pp == 2)
+    }
     /// Whether it is VEX-encoded.
     pub fn is_vex(&self) -> bool {
         self.vex.is_some()
     }
 
     /// Whether `reg` extends the opcode instead of naming a register.
-    pub fn reg_is_opcode(&self) -> bool {
+    fn reg_is_opcode(&self) -> bool {
         let op = self.opcode_byte();
         match self.map() {
             0 => {

@@ -3,7 +3,7 @@
 use crate::asm::Asm;
 use crate::code_memory::CodeMemory;
 use crate::thunks::{Thunks, slot};
-use crate::{block, host, runtime};
+use crate::{block, host, plan, runtime};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Exit, Place, Translator};
 use guest_memory::GuestRam;
@@ -21,8 +21,10 @@ const BLOCK_BYTES: usize = 64 << 10;
 const MAX_SITES: usize = 192 << 10;
 /// Entries of the table of indirect branches, one table a context.
 pub const TABLE_ENTRIES: usize = 16 << 10;
-/// Contexts: beyond these the interpreter works.
-const MAX_CONTEXTS: usize = 8;
+/// Contexts; with one more everything starts anew.
+const MAX_CONTEXTS: usize = 16;
+/// The mask bits of MXCSR.
+const MXCSR_MASKS: u32 = 0x1F80;
 /// An address that no branch leads to.
 const NOWHERE: u64 = 1 << 63;
 
@@ -83,6 +85,8 @@ pub struct TableEntry {
 struct Context {
     mode: ModeKey,
     mmu_index: u8,
+    /// MXCSR masks every exception.
+    masked: bool,
     table: Box<[TableEntry]>,
 }
 
@@ -92,8 +96,8 @@ pub struct Engine {
     ram_base: u64,
     /// What the guest's processor has.
     pub features: FeatureSet,
-    /// What the host's has.
-    pub host: FeatureSet,
+    /// What the host's has, and which vector instructions it runs.
+    host: plan::Host,
     pub memory: CodeMemory,
     /// Bytes of the fixed pieces in front.
     fixed: usize,
@@ -119,7 +123,7 @@ impl Engine {
             threshold,
             ram_base: ram.host_base() as u64,
             features,
-            host: host::features(),
+            host: plan::Host { general: host::features(), vector: host::vector_features() },
             fixed: memory.used(),
             memory,
             thunks,
@@ -133,19 +137,29 @@ impl Engine {
         })
     }
 
-    /// Number of the context of `core`; `None` if its code is not for us.
-    fn context(&mut self, core: &SoftCore) -> Option<u8> {
-        let (mode, mmu_index) = (core.cpu.mode, core.cpu.mmu_index);
-        let known = self.contexts.iter().position(|c| c.mode == mode && c.mmu_index == mmu_index);
-        if let Some(n) = known {
-            return Some(n as u8);
+    /// Number of the context of `core`, if there is translated code for it.
+    fn context(&self, core: &SoftCore) -> Option<u8> {
+        let key = (core.cpu.mode, core.cpu.mmu_index, masks_all(core));
+        let known = self.contexts.iter().position(|c| (c.mode, c.mmu_index, c.masked) == key);
+        known.map(|n| n as u8)
+    }
+
+    /// As `context`, made if need be; `None`: this code is not for us. Not while translated code runs.
+    fn make_context(&mut self, core: &SoftCore) -> Option<u8> {
+        if let Some(n) = self.context(core) {
+            return Some(n);
         }
+        let (mode, mmu_index) = (core.cpu.mode, core.cpu.mmu_index);
         let refused = ModeKey::TRAP | ModeKey::BREAKPOINTS | ModeKey::ALIGN;
-        if !mode.is_long() || mode.0 & refused != 0 || self.contexts.len() == MAX_CONTEXTS {
+        if !mode.is_long() || mode.0 & refused != 0 {
             return None;
         }
+        if self.contexts.len() == MAX_CONTEXTS {
+            self.clear();
+            self.contexts.clear();
+        }
         let table = vec![TableEntry { linear: NOWHERE, code: 0 }; TABLE_ENTRIES].into_boxed_slice();
-        self.contexts.push(Context { mode, mmu_index, table });
+        self.contexts.push(Context { mode, mmu_index, masked: masks_all(core), table });
         Some(self.contexts.len() as u8 - 1)
     }
 
@@ -163,6 +177,12 @@ impl Engine {
         self.by_place.insert((place.linear, place.at, context), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         id
+    }
+
+    /// What of the host's may be emitted for a context.
+    pub fn host(&self, context: u8) -> plan::Host {
+        let masked = self.contexts[usize::from(context)].masked;
+        plan::Host { vector: self.host.vector.filter(|_| masked), ..self.host }
     }
 
     /// Makes the guarded entry of a block pass for the mapping that `core` has now; its address.
@@ -235,13 +255,18 @@ impl Engine {
     }
 }
 
+/// Whether MXCSR masks every exception.
+fn masks_all(core: &SoftCore) -> bool {
+    core.cpu.x.mxcsr & MXCSR_MASKS == MXCSR_MASKS
+}
+
 impl Translator for Engine {
     fn threshold(&self) -> u32 {
         self.threshold
     }
 
     fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
-        let context = self.context(core)?;
+        let context = self.make_context(core)?;
         let id = self.translation(core, place, context);
         let target = self.admit(id, core);
         host::set_gs_base(self.ram_base);
@@ -254,6 +279,8 @@ impl Translator for Engine {
         let enter = self.thunks.enter;
         let engine: *mut Engine = self;
         core.hot.slots[slot::ENGINE] = engine as u64;
+        core.hot.slots[slot::VECTOR_LIVE] = 0;
+        core.hot.slots[slot::HOST_MXCSR] = u64::from(MXCSR_MASKS);
         // SAFETY: `enter` is code of `Thunks::emit` with this signature. What it runs touches the core, guest
         // RAM at offsets that the TLB holds, and, through `runtime`, the engine; we touch none of them meanwhile.
         unsafe {

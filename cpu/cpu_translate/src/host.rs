@@ -21,6 +21,20 @@ pub fn features() -> FeatureSet {
     set
 }
 
+/// What the host can run on vector registers; `None` if it has no AVX, which the saving of them uses.
+pub fn vector_features() -> Option<FeatureSet> {
+    let set = x86_host_ops::supported();
+    // Features that every instruction may name besides.
+    let more = features();
+    let mut all = more;
+    for &feature in Feature::ALL {
+        if x86_host_ops::executed().has(feature) && !set.has(feature) {
+            all.remove(feature);
+        }
+    }
+    all.has(Feature::Avx).then_some(all)
+}
+
 thread_local! {
     static GS_BASE: Cell<u64> = const { Cell::new(0) };
 }

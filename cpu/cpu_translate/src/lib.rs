@@ -6,6 +6,7 @@
 //! - `engine.rs`: translations of one vCPU, entry and exit. `runtime.rs`: what emitted code calls.
 //! - `code_memory.rs`: where the code lies. `thunks.rs`: the fixed pieces of code.
 //! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
+//! - `vector.rs`: SSE and AVX.
 //! - `emit/`: the emission itself. `asm.rs`, `encoding.rs`: bytes.
 //!
 //! Host registers in emitted code: `asm::CONTEXT` is the `SoftCore`, the GS base is guest RAM, RSP the
@@ -22,6 +23,7 @@ mod liveness;
 mod plan;
 mod runtime;
 mod thunks;
+mod vector;
 
 use cpu_soft::translate::{Translator, TranslatorFactory};
 use engine::Engine;

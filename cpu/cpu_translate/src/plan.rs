@@ -5,6 +5,7 @@ use crate::encoding::Encoding;
 use crate::liveness;
 use x86_decode::{ConditionCode, FlowControl, Instruction, Mnemonic as M, OpKind, Register, allowed};
 use x86_defs::cpuid::FeatureSet;
+use x86_emulate::lower::LowerContext;
 
 /// See the module's header.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,8 @@ pub enum Plan {
     Copy,
     /// Written again with the host's registers and memory operand.
     Encode(Encoding),
+    /// As `Encode`, on vector registers.
+    Vector(Encoding),
     /// MOV of an immediate to a register of 4 or 8 bytes.
     MovImm,
     /// LEA of 4 or 8 bytes.
@@ -49,12 +52,29 @@ pub fn number(r: Register) -> Option<u8> {
     (r.is_gpr() && !high).then(|| r.full_register() as u8 - Register::RAX as u8)
 }
 
-/// The plan for `insn`, whose bytes are `bytes`. `host`: features of the host's processor.
-pub fn plan(insn: &Instruction, bytes: &[u8], host: FeatureSet) -> Plan {
+/// Which instructions of the host may be emitted.
+#[derive(Clone, Copy)]
+pub struct Host {
+    /// Features, for those on general registers.
+    pub general: FeatureSet,
+    /// For those on vector registers, if these may be used at all.
+    pub vector: Option<FeatureSet>,
+}
+
+fn vector(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: FeatureSet) -> Option<Plan> {
+    if !addressable(insn) {
+        return None;
+    }
+    crate::vector::encoding(insn, bytes, ctx, host).map(Plan::Vector)
+}
+
+/// The plan for `insn`, whose bytes are `bytes`.
+pub fn plan(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -> Plan {
     branch(insn)
         .or_else(|| stack(insn))
         .or_else(|| simple(insn))
-        .or_else(|| arithmetic(insn, bytes, host))
+        .or_else(|| arithmetic(insn, bytes, host.general))
+        .or_else(|| vector(insn, bytes, ctx, host.vector?))
         .unwrap_or(Plan::Call)
 }
 

@@ -3,10 +3,12 @@
 //! Emitted code runs with RSP 16-byte aligned. Between blocks, in calls of Rust and outside, the guest's
 //! registers are in `Cpu::gpr`.
 
-use crate::asm::{Asm, CONTEXT, Rm, T1, at, cc, field, reg::*};
+use crate::asm::{Asm, CONTEXT, Rm, T1, Vex, at, cc, field, reg::*};
 use crate::emit::home;
 use crate::runtime;
+use core::mem::offset_of;
 use cpu_soft::translate::layout;
+use x86_emulate::cpu::ExtendedState;
 
 /// Indices into `Hot::slots`.
 pub mod slot {
@@ -16,6 +18,12 @@ pub mod slot {
     pub const JUMP: usize = 1;
     /// RAX while flags are put together.
     pub const RAX: usize = 2;
+    /// The guest's vector registers and MXCSR are in the host's.
+    pub const VECTOR_LIVE: usize = 3;
+    /// They were when Rust was called.
+    pub const WAS_LIVE: usize = 4;
+    /// MXCSR of Rust code.
+    pub const HOST_MXCSR: usize = 5;
     /// First of the tables of indirect branches, one a context.
     pub const TABLES: usize = 8;
 }
@@ -34,6 +42,10 @@ pub struct Thunks {
     pub leave: u64,
     /// Called with a site's number in `T1`: runs its operation. Comes back only if the block goes on.
     pub operation: u64,
+    /// Called: moves the guest's vector state into the host's registers. Changes flags.
+    pub load_vector: u64,
+    /// Called: the reverse.
+    pub save_vector: u64,
     /// Jumped to with the number of an exit in `T1`.
     pub exit: u64,
     /// Jumped to with the number of a block in `T1` whose guard failed.
@@ -53,8 +65,14 @@ fn load(a: &mut Asm) {
 }
 
 /// Arguments (core, T1), call of `function` with `pushes` words pushed to keep the context and the alignment.
-fn call_rust(a: &mut Asm, function: u64, pushes: usize) {
+fn call_rust(a: &mut Asm, function: u64, pushes: usize, save_vector: u64) {
     save(a);
+    a.load(RAX, field(slot_at(slot::VECTOR_LIVE)));
+    a.store(field(slot_at(slot::WAS_LIVE)), RAX);
+    a.modrm(&[], true, false, &[0x85], RAX, Rm::Reg(RAX)); // test rax, rax
+    let not_live = a.jcc_later(cc::EQUAL);
+    a.call(save_vector);
+    a.bind(not_live);
     a.mov(RDI, CONTEXT);
     a.mov(RSI, T1);
     (0..pushes).for_each(|_| a.push(CONTEXT));
@@ -68,6 +86,44 @@ fn go(a: &mut Asm) {
     a.store(field(slot_at(slot::JUMP)), RAX);
     load(a);
     a.indirect(false, field(slot_at(slot::JUMP)));
+}
+
+/// Where the guest's register `n` is, from byte `from` on.
+fn ymm(n: u8, from: usize) -> Rm {
+    let at = layout::EXTENDED + offset_of!(ExtendedState, ymm) + usize::from(n) * 32 + from;
+    field(at).into()
+}
+
+/// Code that moves the guest's vector state. While its upper halves are all zero, the host's stay clean, too: SSE
+/// instructions are slower with others.
+fn vector_thunks(a: &mut Asm, t: &mut Thunks) {
+    const F3: u8 = 2;
+    const OP_66: u8 = 1;
+    let mxcsr = field(layout::EXTENDED + offset_of!(ExtendedState, mxcsr));
+    let host_mxcsr = field(slot_at(slot::HOST_MXCSR));
+    let vex = |l: bool, pp: u8| Vex { map: 1, w: false, v: 0, l, pp };
+    t.save_vector = a.here();
+    (0..16).for_each(|n| a.vex(vex(true, F3), 0x7F, n, ymm(n, 0))); // vmovdqu
+    a.modrm(&[], false, false, &[0x0F, 0xAE], 3, mxcsr.into()); // stmxcsr
+    a.modrm(&[], false, false, &[0x0F, 0xAE], 2, host_mxcsr.into()); // ldmxcsr
+    a.bytes(&[0xC5, 0xF8, 0x77]); // vzeroupper
+    a.store_imm(field(slot_at(slot::VECTOR_LIVE)), 0);
+    a.bytes(&[0xC3]);
+
+    t.load_vector = a.here();
+    a.vex(vex(false, F3), 0x6F, 0, ymm(0, 16)); // vmovdqu xmm0, the first upper half
+    (1..16).for_each(|n| a.vex(vex(false, OP_66), 0xEB, 0, ymm(n, 16))); // vpor xmm0, xmm0, the others
+    a.vex(Vex { map: 2, ..vex(false, OP_66) }, 0x17, 0, Rm::Reg(0)); // vptest
+    a.bytes(&[0xC5, 0xF8, 0x77]); // vzeroupper
+    let wide = a.jcc_later(cc::NOT_EQUAL);
+    (0..16).for_each(|n| a.modrm(&[], false, false, &[0x0F, 0x10], n, ymm(n, 0))); // movups
+    let low = a.jmp_later();
+    a.bind(wide);
+    (0..16).for_each(|n| a.vex(vex(true, F3), 0x6F, n, ymm(n, 0))); // vmovdqu
+    a.bind(low);
+    a.modrm(&[], false, false, &[0x0F, 0xAE], 2, mxcsr.into()); // ldmxcsr
+    a.store_imm(field(slot_at(slot::VECTOR_LIVE)), 1);
+    a.bytes(&[0xC3]);
 }
 
 impl Thunks {
@@ -86,10 +142,16 @@ impl Thunks {
         SAVED.iter().rev().for_each(|r| a.pop(*r));
         a.bytes(&[0xC3]);
 
+        vector_thunks(a, &mut t);
         t.operation = a.here();
-        call_rust(a, runtime::operation as *const () as u64, 1);
+        call_rust(a, runtime::operation as *const () as u64, 1, t.save_vector);
         a.modrm(&[], true, false, &[0x85], RAX, Rm::Reg(RAX)); // test rax, rax
         let away = a.jcc_later(cc::NOT_EQUAL);
+        a.load(RAX, field(slot_at(slot::WAS_LIVE)));
+        a.modrm(&[], true, false, &[0x85], RAX, Rm::Reg(RAX)); // test rax, rax
+        let not_live = a.jcc_later(cc::EQUAL);
+        a.call(t.load_vector);
+        a.bind(not_live);
         load(a);
         a.bytes(&[0xC3]);
         a.bind(away);
@@ -102,7 +164,7 @@ impl Thunks {
             (&mut t.service, runtime::service as *const () as u64),
         ] {
             *address = a.here();
-            call_rust(a, function, 2);
+            call_rust(a, function, 2, t.save_vector);
             go(a);
         }
         t

@@ -6,7 +6,8 @@ use crate::asm::{Rm, T0, T1};
 use crate::block::Item;
 use crate::encoding::Encoding;
 use crate::liveness::{self, ALL};
-use crate::plan::number;
+use crate::plan::{Plan, number};
+use crate::vector;
 use x86_decode::{Instruction, Mnemonic as M, OpKind};
 
 impl Emitter<'_> {
@@ -43,9 +44,9 @@ impl Emitter<'_> {
 
     fn registers(&mut self, item: &Item, e: &Encoding) {
         let mut scratch = Scratch { free: vec![T1, T0], taken: Vec::new() };
-        let reg = if e.reg_is_opcode() { e.reg } else { self.operand(e.reg, &mut scratch) };
-        let rm = e.rm.map_or(0, |r| self.operand(r, &mut scratch));
-        let v = e.v().map_or(0, |r| self.operand(r, &mut scratch));
+        let reg = self.field(e.reg, e.roles.reg, &mut scratch);
+        let rm = self.field(e.rm.unwrap_or(0), e.roles.rm, &mut scratch);
+        let v = self.field(e.v().unwrap_or(0), e.roles.v, &mut scratch);
         self.flags_in(item);
         e.emit(&mut self.a, reg, v, Rm::Reg(rm));
         self.flags_out(item);
@@ -59,24 +60,32 @@ impl Emitter<'_> {
         let write = insn.op0_kind() == OpKind::Memory && !matches!(insn.mnemonic(), M::Cmp | M::Test | M::Bt)
             || matches!(insn.mnemonic(), M::Xchg);
         let size = insn.memory_size().size() as u32;
-        let jumps = self.check(Access { address: Address::Operand(insn), size, write, align: 1 });
+        let align =
+            if matches!(item.plan, Plan::Vector(_)) { vector::alignment(insn, e.is_vex()) } else { 1 };
+        let access = Access { address: Address::Operand(insn), size, write, align };
+        let jumps = self.check(access);
         self.in_host = false;
         let mut scratch = Scratch { free: vec![T1], taken: Vec::new() };
-        let registers = [(!e.reg_is_opcode()).then_some(e.reg), e.v()];
+        let registers = [e.roles.reg.then_some(e.reg), e.v().filter(|_| e.roles.v)];
         let operand = if registers.iter().flatten().any(|r| home(*r).is_none()) {
             self.a.alu(0x03, T0, T1); // add
             OPERAND_T0
         } else {
             OPERAND
         };
-        let reg = if e.reg_is_opcode() { e.reg } else { self.operand(e.reg, &mut scratch) };
-        let v = e.v().map_or(0, |r| self.operand(r, &mut scratch));
+        let reg = self.field(e.reg, e.roles.reg, &mut scratch);
+        let v = self.field(e.v().unwrap_or(0), e.roles.v, &mut scratch);
         self.flags_in(item);
         e.emit(&mut self.a, reg, v, operand.into());
         self.flags_out(item);
         self.store_back(insn, &scratch);
         let reload = self.in_host && item.live_after & ALL != 0;
         self.slow(item, jumps, reload);
+    }
+
+    /// The host's number for what a field names: a general register of the guest's, or something else.
+    fn field(&mut self, number: u8, general: bool, scratch: &mut Scratch) -> u8 {
+        if general { self.operand(number, scratch) } else { number }
     }
 
     /// The host register for a guest register that an instruction names.

@@ -40,6 +40,8 @@ pub const STACK: u8 = R15;
 enum Stub {
     /// The handler does the whole instruction instead.
     Slow { jumps: Vec<Patch>, site: u32, back: u64, reload: bool },
+    /// Loads the vector state.
+    LoadVector { jump: Patch, back: u64 },
     /// To another block.
     Exit { jump: Patch, target: u64, spill: bool },
 }
@@ -99,6 +101,9 @@ impl<'a> Emitter<'a> {
         self.a.modrm(&[], true, false, &[0xFF], 1, field(layout::COUNTDOWN).into());
         let service = self.a.jcc_later(cc::SIGN);
         self.block.body = self.a.here();
+        if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_))) {
+            self.need_vector();
+        }
         for item in &source.items {
             self.item(item);
         }
@@ -123,7 +128,7 @@ impl<'a> Emitter<'a> {
             Plan::Call | Plan::Barrier => self.call(&item.op, matches!(item.plan, Plan::Barrier)),
             Plan::Nop => {}
             Plan::Copy => self.copy(item),
-            Plan::Encode(e) => self.encoded(item, &e),
+            Plan::Encode(e) | Plan::Vector(e) => self.encoded(item, &e),
             Plan::MovImm => self.mov_imm(item),
             Plan::Lea => self.lea(item),
             Plan::Push(g) => self.push(item, g),
@@ -167,6 +172,16 @@ impl<'a> Emitter<'a> {
         self.a.mov_imm32(T1, site);
         self.a.call(self.engine.thunks.operation);
         (self.in_host, self.in_memory) = (false, true);
+    }
+
+    /// At the start of a block on vector registers. Handlers leave the vector state where it was.
+    fn need_vector(&mut self) {
+        // cmp qword [live], 0
+        self.a.modrm(&[], true, false, &[0x83], 7, field(slot_at(slot::VECTOR_LIVE)).into());
+        self.a.bytes(&[0]);
+        let jump = self.a.jcc_later(cc::EQUAL);
+        let back = self.a.here();
+        self.stubs.push(Stub::LoadVector { jump, back });
     }
 
     /// Before the host's flags are overwritten: saves them if they are all that holds `live` flags.
@@ -218,6 +233,11 @@ impl<'a> Emitter<'a> {
                     if reload {
                         self.reload();
                     }
+                    self.a.jmp(back);
+                }
+                Stub::LoadVector { jump, back } => {
+                    self.a.bind(jump);
+                    self.a.call(self.engine.thunks.load_vector);
                     self.a.jmp(back);
                 }
                 Stub::Exit { mut jump, target, spill } => {

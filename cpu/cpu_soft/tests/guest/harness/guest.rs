@@ -5,6 +5,7 @@ use super::images::*;
 use super::io::Recorder;
 use super::layout::*;
 use super::watchdog::Watchdog;
+use cpu_soft::SoftHypervisor;
 use guest_memory::{GuestRam, HostSpan, Region};
 use guest_time::GuestClock;
 use guest_time::manual::ManualTime;
@@ -96,6 +97,10 @@ impl Guest {
     }
 
     pub fn with_model(model: &str) -> Self {
+        Self::with_engine(model, &super::engine())
+    }
+
+    pub fn with_engine(model: &str, engine: &SoftHypervisor) -> Self {
         let (time, clock) = ManualTime::clock();
         let ram = ram();
         let layout = PartitionLayout {
@@ -105,7 +110,7 @@ impl Guest {
             tsc_khz: TSC_KHZ,
             clock: clock.clone(),
         };
-        let partition = super::engine().create_partition(&layout).unwrap();
+        let partition = engine.create_partition(&layout).unwrap();
         let vcpu = partition.create_vcpu(0, Arc::new(NoWake)).unwrap();
         let io = Arc::new(Recorder::default());
         io.add_kicker(vcpu.kicker());
@@ -130,7 +135,11 @@ impl Guest {
 
     /// As [`Guest::long`] at CPL 3 with user pages.
     pub fn user64() -> Self {
-        let mut g = Self::at_reset();
+        Self::at_reset().into_user64()
+    }
+    /// From power-up to [`Guest::user64`].
+    pub fn into_user64(self) -> Self {
+        let mut g = self;
         let mut tables = Tables::long(&g.ram);
         tables.identity(RAM_BYTES, PTE_P | PTE_W | PTE_U);
         g.long_with(&tables);

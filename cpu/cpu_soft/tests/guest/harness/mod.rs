@@ -34,11 +34,14 @@ macro_rules! asm {
 /// runs.
 pub fn engine() -> SoftHypervisor {
     match env!("CARGO_PKG_NAME") {
-        "cpu_translate" => {
-            SoftHypervisor::translating(std::sync::Arc::new(cpu_translate::Factory { threshold: 0 }))
-        }
+        "cpu_translate" => translator(),
         _ => SoftHypervisor::interpreter(),
     }
+}
+
+/// Everything is translated the first time it runs.
+pub fn translator() -> SoftHypervisor {
+    SoftHypervisor::translating(std::sync::Arc::new(cpu_translate::Factory { threshold: 0 }))
 }
 
 /// Machine code of what `f` assembles for `ip`.
