@@ -131,7 +131,7 @@ fn value(r: &mut Random) -> u64 {
 fn address(r: &mut Random) -> u64 {
     let page = DATA + 0x1000 * r.below(2);
     match r.below(8) {
-        0..=3 => page + r.below(0x1000) & !15,
+        0..=3 => (page + r.below(0x1000)) & !15,
         4 => page - r.below(48),
         5 if r.one_in(4) => 0x80_0000 + r.below(0x1000),
         _ => page + r.below(0x1000),
@@ -197,20 +197,25 @@ fn candidate(r: &mut Random) -> Vec<u8> {
 }
 
 fn wanted(insn: &Instruction) -> bool {
-    insn.flow_control() == FlowControl::Next
-        && !insn.is_privileged()
-        && !matches!(
+    // What some leave in registers or memory is undefined in places; others are no business of ours.
+    let unwanted =
+        matches!(
             insn.mnemonic(),
-            // What they leave in registers or memory is undefined in places, or no business of ours.
-            M::Popf | M::Popfq | M::Pushf | M::Pushfq | M::Lahf | M::Div | M::Idiv | M::Rcpps | M::Rcpss
-        )
-        && !matches!(
-            insn.mnemonic(),
-            M::Rsqrtps | M::Rsqrtss | M::Bsf | M::Bsr | M::Enter | M::Rdpid | M::Rdseed
-        )
-        && !(insn.mnemonic() == M::Bswap && insn.op0_register().size() == 2)
-        && !is_long_double_shift(insn)
-        && insn.op0_register().full_register() != Register::RSP
+            M::Popf
+                | M::Popfq
+                | M::Pushf
+                | M::Pushfq
+                | M::Lahf
+                | M::Div
+                | M::Idiv
+                | M::Enter
+                | M::Rdpid
+                | M::Rdseed
+        ) || matches!(insn.mnemonic(), M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Bsf | M::Bsr);
+    let swaps_16 = insn.mnemonic() == M::Bswap && insn.op0_register().size() == 2;
+    let moves_stack = insn.op0_register().full_register() == Register::RSP;
+    let plain = insn.flow_control() == FlowControl::Next && !insn.is_privileged();
+    plain && !unwanted && !swaps_16 && !moves_stack && !is_long_double_shift(insn)
 }
 
 /// SHLD and SHRD of 16 bits by more than that are undefined.
