@@ -2,6 +2,7 @@
 
 use super::machine::*;
 use crate::cpu::{RIP, reg::RSP};
+use crate::system::descriptor;
 use x86_defs::control::*;
 use x86_defs::flags::*;
 use x86_defs::{Exception, SegmentIndex};
@@ -36,7 +37,7 @@ fn iretq_to_user_mode() {
 fn null_selectors_lose_their_rpl_on_the_way_out() {
     let mut m = Machine::long(0);
     for index in [SegmentIndex::Ds, SegmentIndex::Es, SegmentIndex::Fs, SegmentIndex::Gs] {
-        m.set_segment(index, 3);
+        m.cpu.seg[index as usize] = descriptor::null_segment(3, 3);
     }
     m.cpu.seg[SegmentIndex::Fs as usize].base = 0x1234_5000;
     m.cpu.refresh();
