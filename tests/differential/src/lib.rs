@@ -3,6 +3,8 @@
 //! `cargo test` runs a few seeded cases a form; the binary runs campaigns. The host runs the cases natively in
 //! one sandboxed child process (`native`), the interpreter over a model of the same memory (`interpreted`).
 //!
+//! `tests/float_model` compares float arithmetic with a model instead, which needs no host.
+//!
 //! - `forms`: which instructions there are, and which are left out, with the reason.
 //! - `generate`: a random case of a form. `values`: random numbers with a taste for corners.
 //! - `sweep`: the whole opcode map, for what is refused.

@@ -1,7 +1,8 @@
 //! Conversions between vector registers and general or MMX registers, and comparisons that set flags.
 
-use super::kernels::{commit, form_of, settle, unmasked_controls};
-use super::{gate, memory, mmx};
+use super::kernels::{commit, form_of};
+use super::unmasked::settle;
+use super::{gate, memory, mmx, unmasked};
 use crate::core::{Core, Fault};
 use crate::lower::{LowerContext, gpr, memory_bytes, vector_register};
 use crate::op::{Handler, Op, Step};
@@ -134,7 +135,7 @@ fn compute<C: Core>(c: &mut C, op: &Op<C>, a: &V, b: &V) -> Result<V, Fault> {
         Ok(out)
     } else {
         // No result of these can be tiny.
-        let (out, flags) = special(op).run(a, b, &[0; 4], 0, unmasked_controls(mxcsr));
+        let (out, flags) = special(op).run(a, b, &[0; 4], 0, unmasked::controls(mxcsr));
         settle(c, flags)?;
         Ok(out)
     }

@@ -4,13 +4,13 @@
 //! `Op::imm` holds the immediate (bits 0–7), register `c` (8–11) and the kernel's number (16–31); `dst`, `aux`
 //! (`a`) and `src` (`b`) are vector registers; `width` is the size of the memory operand.
 
-use super::{memory, mmx};
+use super::{memory, mmx, unmasked};
 use crate::core::{Core, Fault};
 use crate::lower::{LowerContext, memory_bytes, vector_register};
 use crate::op::{Handler, Op, Step};
 use x86_decode::{EncodingKind, Instruction, Mnemonic, OpKind};
-use x86_defs::{Exception, control, flags};
-use x86_host_ops::{Entry, Environment, Form, Kernel, Lanes, Operands, Shape, Source, V, kernel_list};
+use x86_defs::flags;
+use x86_host_ops::{Entry, Environment, Form, Kernel, Operands, Shape, Source, V, kernel_list};
 
 /// Legacy SSE: the upper half of the YMM register stays.
 pub const SSE: u8 = 0;
@@ -114,17 +114,25 @@ fn is_vpermil(kernel: Kernel) -> bool {
     matches!(kernel, Kernel::Vpermilps | Kernel::Vpermilpd)
 }
 
-fn host_form(form: u8) -> Form {
+/// The host's registers for a form.
+pub fn host_form(form: u8) -> Form {
     if form == VEX256 { Form::Ymm } else { Form::Xmm }
+}
+
+/// The number of the operation's kernel.
+#[inline(always)]
+pub fn kernel_number<C>(op: &Op<C>) -> u16 {
+    (op.imm >> 16) as u16
 }
 
 #[inline(always)]
 fn entry_of<C>(op: &Op<C>) -> &'static Entry {
-    Entry::of((op.imm >> 16) as u16)
+    Entry::of(kernel_number(op))
 }
 
+/// The operation's operands, `b` aside.
 #[inline(always)]
-fn operands_of<'a, C>(op: &Op<C>, b: Source<'a>) -> Operands<'a> {
+pub fn operands_of<'a, C>(op: &Op<C>, b: Source<'a>) -> Operands<'a> {
     Operands { dst: op.dst, a: op.aux, b, c: (op.imm >> 8) as u8, imm: op.imm as u8 }
 }
 
@@ -168,7 +176,7 @@ fn try_run<C: Core, const FORM: u8, const MEMORY: bool, const FLOAT: bool>(
     } else if x.mxcsr & MASKS == MASKS {
         x.mxcsr |= entry.run_float(form, &mut x.ymm, &operands, x.mxcsr);
     } else {
-        return run_unmasked::<C, FORM>(c, op, b);
+        return unmasked::run::<C, FORM>(c, op, b);
     }
     if FORM == VEX128 {
         let dst = &mut c.cpu_mut().x.ymm[usize::from(op.dst & 15)];
@@ -189,99 +197,6 @@ fn load_operand<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>) -> Result<V, Fau
 
 /// The masks of MXCSR.
 pub const MASKS: u32 = 0x1F80;
-const UNDERFLOW: u32 = 1 << 4;
-const UNDERFLOW_MASK: u32 = 1 << 11;
-const FLUSH_TO_ZERO: u32 = 1 << 15;
-
-/// A float kernel while some exception is unmasked: commits only if none of those is raised.
-#[cold]
-#[inline(never)]
-fn run_unmasked<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -> Result<(), Fault> {
-    let entry = entry_of(op);
-    if [Kernel::Dpps as u16, Kernel::Dppd as u16].contains(&((op.imm >> 16) as u16)) {
-        settle_products::<C, FORM>(c, op, b)?;
-    }
-    let x = &mut c.cpu_mut().x;
-    let controls = unmasked_controls(x.mxcsr);
-    let (out, mut raised) = entry.compute_float(host_form(FORM), &mut x.ymm, &operands_of(op, b), controls);
-    if let Environment::Float(lanes) = entry.environment
-        && x.mxcsr & UNDERFLOW_MASK == 0
-        && is_tiny(&out, lanes, FORM)
-    {
-        raised |= UNDERFLOW; // a tiny exact result is no masked underflow, but an unmasked one
-    }
-    settle(c, raised)?;
-    commit(&mut c.cpu_mut().x.ymm[usize::from(op.dst & 15)], &out, FORM);
-    Ok(())
-}
-
-/// DPPS and DPPD raise the exceptions of their products before they add.
-fn settle_products<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>, b: Source<'_>) -> Result<(), Fault> {
-    let singles = (op.imm >> 16) as u16 == Kernel::Dpps as u16;
-    let chosen: V = core::array::from_fn(|i| {
-        let lane = |n: usize| if op.imm >> (4 + n) & 1 != 0 { u64::MAX } else { 0 };
-        let word = i & 1;
-        if singles { lane(2 * word) >> 32 | lane(2 * word + 1) << 32 } else { lane(word) }
-    });
-    let x = &mut c.cpu_mut().x;
-    let b = match b {
-        Source::Register(n) => x.ymm[usize::from(n & 15)],
-        Source::Value(v) => *v,
-    };
-    let a = x.ymm[usize::from(op.aux & 15)];
-    let masked = |v: V| -> V { core::array::from_fn(|i| v[i] & chosen[i]) };
-    let (kernel, lanes) =
-        if singles { (Kernel::Mulps, Lanes::Singles) } else { (Kernel::Mulpd, Lanes::Doubles) };
-    let mut registers = [[0; 4]; 16];
-    registers[0] = masked(a);
-    let b = masked(b);
-    let controls = unmasked_controls(x.mxcsr);
-    let operands = Operands { dst: 0, a: 0, b: Source::Value(&b), c: 0, imm: 0 };
-    let mut raised = kernel.entry().run_float(host_form(FORM), &mut registers, &operands, controls);
-    if c.cpu().x.mxcsr & UNDERFLOW_MASK == 0 && is_tiny(&registers[0], lanes, FORM) {
-        raised |= UNDERFLOW;
-    }
-    settle(c, raised)
-}
-
-/// MXCSR to compute with while exceptions are unmasked: no flags, and flushing only if underflow is masked.
-pub fn unmasked_controls(mxcsr: u32) -> u32 {
-    let flush = if mxcsr & UNDERFLOW_MASK == 0 { 0 } else { mxcsr & FLUSH_TO_ZERO };
-    mxcsr & !0x3F & !FLUSH_TO_ZERO | flush
-}
-
-/// Records the exceptions that an instruction raised. Fails if one of them is unmasked (SDM vol. 1, 11.5.3:
-/// then those found after the computation are not recorded if one found before it is unmasked).
-pub fn settle<C: Core>(c: &mut C, raised: u32) -> Result<(), Fault> {
-    const BEFORE: u32 = 0x7; // invalid, denormal, division by zero
-    let cpu = c.cpu_mut();
-    let unmasked = raised & !(cpu.x.mxcsr >> 7) & 0x3F;
-    let recorded = if unmasked & BEFORE != 0 { raised & BEFORE } else { raised };
-    cpu.x.mxcsr |= recorded;
-    if unmasked == 0 {
-        return Ok(());
-    }
-    let has_handler = cpu.cr4 & control::CR4_OSXMMEXCPT != 0;
-    Err(c.raise(if has_handler { Exception::Simd } else { Exception::InvalidOpcode }, 0))
-}
-
-/// Whether a lane of `v` holds a denormal number.
-fn is_tiny(v: &V, lanes: Lanes, form: u8) -> bool {
-    fn denormal(bits: u64, exponent: u64, fraction: u64) -> bool {
-        bits & exponent == 0 && bits & fraction != 0
-    }
-    let words = if form == VEX256 { 4 } else { 2 };
-    let single = |bits: u64| denormal(bits, 0x7F80_0000, 0x7F_FFFF);
-    let double = |bits: u64| denormal(bits, 0x7FF << 52, (1 << 52) - 1);
-    match lanes {
-        Lanes::None => false,
-        Lanes::LowSingle => single(v[0]),
-        Lanes::LowDouble => double(v[0]),
-        Lanes::Singles => v[..words].iter().any(|w| single(*w) || single(w >> 32)),
-        Lanes::Doubles => v[..words].iter().any(|w| double(*w)),
-        Lanes::Halves => v.iter().any(|w| (0..4).any(|i| denormal(w >> (16 * i), 0x7C00, 0x3FF))),
-    }
-}
 
 /// Shifts by an immediate count and VPERMIL* with an immediate: the kernel with a computed `b`.
 fn lower_control<C: Core>(
@@ -355,14 +270,8 @@ fn store_half<C: Core, const FORM: u8>(c: &mut C, op: &Op<C>) -> Step {
         let linear = op.linear_write(c, u64::from(op.width))?;
         memory::check_alignment(c, linear, u64::from(op.width))?;
         c.probe(linear, u64::from(op.width), true)?;
-        let x = &mut c.cpu_mut().x;
-        let controls = unmasked_controls(x.mxcsr);
         let operands = operands_of(op, Source::Register(op.src));
-        let (out, mut raised) = entry_of(op).compute_float(host_form(FORM), &mut x.ymm, &operands, controls);
-        if x.mxcsr & UNDERFLOW_MASK == 0 && is_tiny(&out, Lanes::Halves, FORM) {
-            raised |= UNDERFLOW;
-        }
-        settle(c, raised)?;
+        let out = unmasked::compute::<C, FORM>(c, kernel_number(op), &operands)?;
         memory::store(c, linear, &out, op.width)
     };
     match store(c) {

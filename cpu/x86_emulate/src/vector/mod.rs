@@ -2,6 +2,7 @@
 //! instructions that save and restore their registers.
 //!
 //! - `gate`: whether they may run. `kernels`: whatever is one instruction of the host on vector registers.
+//!   `unmasked`, `unbounded`: while exceptions are unmasked.
 //! - `moves`, `lanes`: data movement in plain Rust. `convert`: with general registers and flags.
 //! - `mmx`: the 64-bit registers. `state`, `xsave`: MXCSR, FXSAVE and the XSAVE family.
 
@@ -35,6 +36,8 @@ mod state;
 mod strings;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unbounded;
+mod unmasked;
 mod xsave;
 
 use crate::core::{Core, Fault};

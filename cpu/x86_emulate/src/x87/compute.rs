@@ -20,6 +20,8 @@ pub const LOADS: u8 = 1;
 pub const STORES: u8 = 2;
 pub const SETS_FLAGS: u8 = 3;
 
+const C1: u16 = 1 << 9;
+
 /// Lowers it.
 pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
     let encoding = encoding::encoding(insn)?;
@@ -33,8 +35,10 @@ pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
     let mut op = ctx.op(insn, run);
     op.imm = match encoding {
         Encoding::Register(opcode, modrm) => u64::from(opcode) << 8 | u64::from(modrm),
-        // FOP has the whole ModRM byte; what is not known any more becomes [disp32].
-        Encoding::Memory(opcode, reg) => u64::from(opcode) << 8 | u64::from(reg) << 3 | 5,
+        // FOP has the whole ModRM byte.
+        Encoding::Memory(opcode, reg) => {
+            u64::from(opcode) << 8 | u64::from(encoding::memory_modrm(insn, reg))
+        }
     };
     op.imm |= u64::from(encoding.instruction().number()) << 16;
     if in_memory {
@@ -83,10 +87,11 @@ fn try_run<C: Core, const KIND: u8>(c: &mut C, op: &Op<C>) -> Result<(), Fault> 
         }
     }
     let cpu = c.cpu_mut();
+    image::from_fxsave(&mut cpu.x.x87, &state.0);
     if KIND == SETS_FLAGS {
         cpu.flags.replace(STATUS, u64::from(flags) & 0x45);
+        cpu.x.x87.status &= !C1; // the manual clears it, some processors leave it
     }
-    image::from_fxsave(&mut cpu.x.x87, &state.0);
     note_pointers(c, op, KIND == LOADS || KIND == STORES);
     Ok(())
 }

@@ -22,6 +22,39 @@ impl Encoding {
     }
 }
 
+/// The ModRM byte of an instruction with a memory operand, as assemblers write it: a scaled-index byte only where
+/// one is needed. The decoder does not keep the byte itself.
+pub fn memory_modrm(insn: &Instruction, reg: u8) -> u8 {
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let is_relative = matches!(base, Register::RIP | Register::EIP);
+    let no_base = base == Register::None && !index.is_gpr16();
+    let mode = match insn.memory_displ_size() {
+        0 => 0,
+        _ if is_relative || no_base => 0,
+        1 => 1,
+        _ => 2,
+    };
+    let rm = match (base, index) {
+        _ if is_relative => 5,
+        (Register::BX, Register::SI) => 0,
+        (Register::BX, Register::DI) => 1,
+        (Register::BP, Register::SI) => 2,
+        (Register::BP, Register::DI) => 3,
+        (Register::SI, _) => 4,
+        (Register::DI, _) => 5,
+        (Register::BP, _) => 6,
+        (Register::BX, _) => 7,
+        (Register::None, Register::None) => match insn.memory_displ_size() {
+            2 => 6,
+            4 => 5,
+            _ => 4,
+        },
+        (_, index) if index != Register::None => 4,
+        (base, _) => (base.full_register() as u8 - Register::RAX as u8) & 7,
+    };
+    mode << 6 | reg << 3 | rm
+}
+
 /// The bytes of `insn`, if it computes (control and state instructions are not here).
 pub fn encoding(insn: &Instruction) -> Option<Encoding> {
     if let Some((opcode, reg)) = memory_form(insn.code()) {

@@ -5,3 +5,4 @@ mod exceptions;
 pub(crate) mod flat;
 mod gates;
 mod save_areas;
+mod x87_waiting;
