@@ -7,6 +7,7 @@ mod bench;
 mod campaign;
 mod demo;
 mod exec;
+mod fuzz;
 mod progress;
 mod setup;
 mod summary;
@@ -37,6 +38,8 @@ enum Task {
     Campaign(campaign::CampaignOptions),
     /// The guest trials alone, against Bedplate or (to check the trials themselves) QEMU.
     Trials(trials::TrialOptions),
+    /// Fuzz one target or all of them, each for some seconds.
+    Fuzz(fuzz::FuzzOptions),
     /// Measure something beside a competitor.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -62,6 +65,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Test(options) => test::run(options),
         Task::Campaign(options) => campaign::run(options),
         Task::Trials(options) => trials::run(options),
+        Task::Fuzz(options) => fuzz::run(options),
         Task::Bench(bench) => bench::run(bench),
         Task::Demo(options) => demo::run(options),
         Task::Tidy => tidy::run(),

@@ -317,7 +317,8 @@ impl SoftVcpu {
                     if let Stop::TripleFault = stop {
                         return stop;
                     }
-                    if self.core.me.attention.load(Relaxed) != 0 {
+                    // A guest that does nothing but fault has timers, too.
+                    if self.core.me.attention.load(Relaxed) != 0 || budget <= 0 {
                         return Stop::Service;
                     }
                 }

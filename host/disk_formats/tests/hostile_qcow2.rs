@@ -148,3 +148,34 @@ fn absurd_table_sizes_are_refused_by_name() {
         assert!(error.contains(&format!("{field}: ")) && error.contains("image.qcow2"), "{field}: {error}");
     }
 }
+
+/// Space would be given out where the header is; and a refcount block at offset 0 reads as none, so that the search for
+/// room for it never ended (imago overflowed its stack, which nothing catches).
+#[test]
+fn an_image_whose_header_is_not_counted_is_never_written() {
+    let table = u64::from_be_bytes(good()[48..56].try_into().unwrap()) as usize;
+    let block = u64::from_be_bytes(good()[table..table + 8].try_into().unwrap()) as usize;
+    for (at, bytes, field) in [
+        (table, &[0; 8][..], "refcount_table"),
+        (table, &u64::MAX.to_be_bytes()[..], "refcount_table"),
+        (table, &(1u64 << 40).to_be_bytes()[..], "refcount_table"),
+        (block, &[0; 2][..], "refcounts"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.qcow2");
+        let mut image = good().to_vec();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        std::fs::write(&path, &image).unwrap();
+        let opened = open(&DiskSpec::new(&path));
+        if let Ok(disk) = &opened {
+            use_it(&**disk);
+        }
+        let error = opened.unwrap_err().to_string();
+        assert!(error.contains(&format!("{field}: ")), "{error}");
+        // To look at, it is good enough.
+        let disk = open(&DiskSpec { read_only: true, ..DiskSpec::new(&path) }).unwrap();
+        let mut first = [0; 1024];
+        disk.read_at(&mut first, 0).unwrap();
+        assert_eq!((first[0], first[512]), (0, 1));
+    }
+}

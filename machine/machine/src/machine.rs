@@ -121,6 +121,11 @@ impl Machine {
         }
     }
 
+    /// What makes `run_vcpu(id)` return, for who cannot reach the machine then.
+    pub fn kicker(&self, id: u32) -> Option<Kicker> {
+        self.vcpus.get(id as usize).map(|slot| slot.kicker.clone())
+    }
+
     /// Number of vCPUs.
     pub fn vcpu_count(&self) -> u32 {
         self.vcpus.len() as u32

@@ -103,6 +103,29 @@ fn a_running_guest_is_interrupted() {
 }
 
 #[test]
+fn a_guest_that_only_faults_is_interrupted() {
+    // The handler of #UD is a UD2, entered with interrupts on and always on the same stack.
+    let mut g = with_timer(0, |a| {
+        wrmsr(a, X2_INITIAL, 1000);
+        asm!(a; sti(); nop(); ud2(););
+    });
+    g.handler64(VECTOR, CODE + 0x1000, |a| asm!(a; hlt();));
+    g.code_at(64, CODE + 0x2000, |a| asm!(a; ud2();));
+    let [low, high] = images::gate64(KCODE64, CODE + 0x2000, 0x8F, 1);
+    g.ram.store(IDT + 16 * 6, low);
+    g.ram.store(IDT + 16 * 6 + 8, high);
+    g.ram.store(TSS + 0x24, KERNEL_STACK);
+    let time = g.time.clone();
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        time.advance(2000);
+    });
+    assert_eq!(g.run(), Stop::Halted(None));
+    assert_eq!(g.state().rip, CODE + 0x1001);
+    later.join().unwrap();
+}
+
+#[test]
 fn masked_and_counting() {
     let mut g = with_timer(1 << 16, |a| {
         wrmsr(a, X2_INITIAL, 1000);

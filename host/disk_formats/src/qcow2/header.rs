@@ -21,6 +21,7 @@ const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const MAX_BACKING_NAME: usize = 1023;
 const MAX_REFCOUNT_ORDER: u32 = 6;
+const V2_REFCOUNT_ORDER: u32 = 4;
 
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -68,6 +69,10 @@ impl Header {
         }
         check.features(version, read_only)?;
         check.tables(1 << cluster_bits)?;
+        if !read_only {
+            let order = if version == 2 { V2_REFCOUNT_ORDER } else { check.u32(96) };
+            check.counts_header(order, 1 << cluster_bits, read)?;
+        }
 
         let header_bytes = if version == 2 { V2_BYTES } else { check.header_length(1 << cluster_bits)? };
         let mut cluster = vec![0; file_bytes.min(1 << cluster_bits) as usize];
@@ -168,6 +173,35 @@ impl Check<'_> {
             return Err(
                 self.bad("refcount_table_offset", format!("{:#x} leads outside of the file", self.u64(48)))
             );
+        }
+        Ok(())
+    }
+
+    /// The header's own cluster is in use, as the refcounts say. Where they do not, the next allocation would be put on
+    /// it; and a refcount block that stands at offset 0 counts as absent, which imago's search for a place never survives.
+    fn counts_header(
+        &self,
+        order: u32,
+        cluster: u64,
+        read: impl Fn(&mut [u8], u64) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut entry = [0; 8];
+        read(&mut entry, self.u64(48))?;
+        let block = u64::from_be_bytes(entry);
+        let inside = block.checked_add(cluster).is_some_and(|end| end <= self.file_bytes);
+        if block == 0 || !block.is_multiple_of(cluster) || !inside {
+            return Err(self.bad("refcount_table", format!("its first entry {block:#x} leads to no block")));
+        }
+        let mut count = [0; 8];
+        let bytes = (1usize << order).div_ceil(8);
+        read(&mut count[..bytes], block)?;
+        // Counts of less than a byte start with its low bits.
+        let mask = if order < 3 { (1u16 << (1 << order)) as u8 - 1 } else { 0xFF };
+        if count.iter().all(|byte| byte & mask == 0) {
+            return Err(self.bad(
+                "refcounts",
+                "the header's cluster counts as free; repair it with `qemu-img check -r all`",
+            ));
         }
         Ok(())
     }

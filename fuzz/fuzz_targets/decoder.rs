@@ -1,0 +1,3 @@
+//! `hostile::decoder` under libFuzzer.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hostile::decoder::run(data));
