@@ -8,7 +8,7 @@ use guest_trials::{Outcome, Tier};
 
 use crate::setup::SetupOptions;
 use crate::summary::Summary;
-use crate::{bench, exec, setup, test, trials, workspace};
+use crate::{bench, exec, fuzz, setup, test, trials, workspace};
 
 /// Cases per property test; the unit tests' default is 256.
 const PROPERTY_CASES: &str = "4096";
@@ -38,6 +38,9 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
         test::code(&mut summary, &[("PROPTEST_CASES", PROPERTY_CASES), ("BEDPLATE_CAMPAIGN", "1")]);
         summary.step("differential, every form", || differential(seed));
         summary.step("advisories (cargo-deny)", advisories);
+        if let Err(error) = fuzz::steps(&mut summary, None, fuzz::DEFAULT_SECONDS) {
+            summary.step("fuzz", || Err(error));
+        }
     }
     test::guests(&mut summary, Tier::Campaign, seed);
     summary.step("bench boot", || bench::boot_step(bench::DEFAULT_ROUNDS));

@@ -22,6 +22,8 @@ pub(crate) const KIND_PAGES: super::Kind = *b"PAGE";
 /// Flag: the pages are a zstd frame.
 const ZSTD: u16 = 2;
 
+static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
 const BITMAP_BYTES: usize = MAX_PAGES / 8;
 const HEAD_BYTES: usize = 8 + BITMAP_BYTES;
 const GROUP_BYTES: usize = MAX_PAGES * PAGE_BYTES;
@@ -67,7 +69,7 @@ impl RamSaver {
         let mut body = zeroes(HEAD_BYTES);
         body[..8].copy_from_slice(&(first / PAGE_BYTES as u64).to_le_bytes());
         for (page, bytes) in group.chunks_exact(PAGE_BYTES).enumerate() {
-            if bytes.iter().any(|b| *b != 0) {
+            if bytes != ZERO_PAGE {
                 body[8 + page / 8] |= 1 << (page % 8);
                 body.extend_from_slice(bytes);
             }

@@ -175,8 +175,13 @@ impl HostServices for TestHost {
         &self.clock
     }
     fn waker(&self, slot: &DeviceSlot) -> Waker {
-        let (shared, slot) = (self.shared.clone(), slot.clone());
-        Waker::new(move || shared.pending.lock().push_back(slot.clone()))
+        // Weak: the host's ends keep wakers, and belong to the host.
+        let (shared, slot) = (Arc::downgrade(&self.shared), slot.clone());
+        Waker::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.pending.lock().push_back(slot.clone());
+            }
+        })
     }
     fn timer(&self, slot: &DeviceSlot) -> Box<dyn Timer> {
         let at = Arc::new(Mutex::new(None));
