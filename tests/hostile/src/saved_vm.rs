@@ -60,7 +60,7 @@ fn restored(file: &[u8]) -> Result<TestMachine<SoftHypervisor>, LoadError> {
     if spec.ram.bytes > 64 << 20 || spec.cpus.count > 4 {
         return Err(mismatch("too large for a test"));
     }
-    let test = TestMachine::build_on(SoftHypervisor, TestHost::default(), |s| *s = spec)
+    let test = TestMachine::build_on(SoftHypervisor::default(), TestHost::default(), |s| *s = spec)
         .map_err(|error| LoadError::Mismatch(error.to_string()))?;
     test.machine.restore(&mut reader)?;
     test.machine.resume();
@@ -104,8 +104,8 @@ fn changed(changes: &[Change]) -> Vec<u8> {
     }
     let mut file = Vec::new();
     let mut writer = Writer::begin(&mut file).expect("memory takes everything");
-    for Record { kind, flags, body } in &records {
-        writer.record(*kind, *flags, body).expect("memory takes everything");
+    for Record { kind, flags, version, body } in &records {
+        writer.versioned(*kind, *flags, *version, body).expect("memory takes everything");
     }
     writer.finish().expect("memory takes everything");
     file

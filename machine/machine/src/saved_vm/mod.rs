@@ -151,7 +151,14 @@ impl<'s> Writer<'s> {
         self.versioned(kind, flags, 0, body)
     }
 
-    fn versioned(&mut self, kind: Kind, flags: u16, version: u16, body: &[u8]) -> Result<(), StreamError> {
+    /// A record of raw bytes whose fields have a version.
+    pub fn versioned(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        version: u16,
+        body: &[u8],
+    ) -> Result<(), StreamError> {
         let length = u32::try_from(body.len()).ok().filter(|l| *l as usize <= MAX_BODY_BYTES);
         let length =
             length.ok_or_else(|| StreamError(format!("record of {} bytes is too long", body.len())))?;

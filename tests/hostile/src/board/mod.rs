@@ -47,7 +47,7 @@ impl Default for FuzzBoard {
 impl FuzzBoard {
     /// A machine that was just started.
     pub fn new() -> Self {
-        Self::around(TestMachine::started_on(SoftHypervisor))
+        Self::around(TestMachine::started_on(SoftHypervisor::default()))
     }
 
     /// A board around a machine that runs.
@@ -91,7 +91,7 @@ impl FuzzBoard {
     /// Saves, and goes on in a new machine.
     fn restore_anew(&mut self) {
         let saved = self.saved();
-        let copy = TestMachine::build_on(SoftHypervisor, self.test.host.again(), |spec| {
+        let copy = TestMachine::build_on(SoftHypervisor::default(), self.test.host.again(), |spec| {
             *spec = self.test.machine.spec().clone();
         });
         let copy = copy.expect("a machine like this one");

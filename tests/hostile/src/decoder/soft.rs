@@ -79,7 +79,7 @@ pub fn run(script: &Script<'_>) {
     ram.store_bytes(CODE, code);
     let model = if script.without & 2 == 0 { CpuModel::max() } else { small_model() };
     let layout = PartitionLayout { ram: ram.clone(), vcpus: 1, cpu_model: model, tsc_khz: 1_000_000, clock };
-    let Ok(partition) = SoftHypervisor.create_partition(&layout) else { return };
+    let Ok(partition) = SoftHypervisor::default().create_partition(&layout) else { return };
     let Ok(mut vcpu) = partition.create_vcpu(0, Arc::new(NoWake)) else { return };
     let _ = time.0.1.set(vcpu.kicker());
     let mut state = script.mode.state();
