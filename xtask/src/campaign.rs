@@ -11,7 +11,7 @@ use crate::summary::Summary;
 use crate::{bench, exec, fuzz, setup, test, trials, workspace};
 
 /// Cases per property test; the unit tests' default is 256.
-const PROPERTY_CASES: &str = "4096";
+const PROPERTY_CASES: &str = "1024";
 /// Cases per instruction form of the differential test.
 const FORM_CASES: &str = "200";
 

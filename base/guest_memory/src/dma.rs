@@ -78,7 +78,6 @@ impl DmaSpace {
 mod tests {
     use super::*;
     use crate::{Track, WriteListener};
-    use alloc::boxed::Box;
     use std::sync::Mutex;
 
     #[test]
@@ -102,7 +101,7 @@ mod tests {
         }
         let log = Arc::new(Mutex::new(std::vec::Vec::new()));
         let ram = GuestRam::for_test(0x3000);
-        ram.set_listener(Box::new(Log(log.clone())));
+        ram.set_listener(Arc::new(Log(log.clone())));
         assert!(ram.track(1, Track::Code));
         assert!(!ram.track(1, Track::Code));
         let dma = DmaSpace::new(ram.clone());

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, Ordering};
-use spin::Once;
+use spin::RwLock;
 
 /// Host memory that backs guest RAM, with whatever keeps it mapped.
 pub struct HostSpan {
@@ -114,7 +114,7 @@ struct Inner {
     span: HostSpan,
     regions: Vec<Region>,
     tracks: Box<[AtomicU8]>,
-    listener: Once<Box<dyn WriteListener>>,
+    listener: RwLock<Option<Arc<dyn WriteListener>>>,
 }
 
 /// Guest RAM. Clones share it.
@@ -163,7 +163,7 @@ impl GuestRam {
         let pages = span.len.div_ceil(4096);
         let tracks = (0..pages).map(|_| AtomicU8::new(0)).collect();
         let (base, len) = (span.base.as_ptr(), span.len as u64);
-        let inner = Arc::new(Inner { span, regions, tracks, listener: Once::new() });
+        let inner = Arc::new(Inner { span, regions, tracks, listener: RwLock::new(None) });
         Ok(Self { base, len, inner })
     }
 
@@ -292,16 +292,16 @@ impl GuestRam {
     pub fn untrack(&self, page: u64, track: Track) -> bool {
         self.inner.tracks[page as usize].fetch_and(!(track as u8), Ordering::SeqCst) & track as u8 != 0
     }
-    /// Says who hears of writes to tracked pages by DMA. Only the first call counts.
-    pub fn set_listener(&self, listener: Box<dyn WriteListener>) {
-        self.inner.listener.call_once(|| listener);
+    /// Says who hears of writes to tracked pages by DMA, from now on alone.
+    pub fn set_listener(&self, listener: Arc<dyn WriteListener>) {
+        *self.inner.listener.write() = Some(listener);
     }
     /// A range was written by DMA: tells the listener of each tracked page. Called after the write.
     pub fn note_write(&self, offset: u64, len: u64) {
         if len == 0 {
             return;
         }
-        let Some(listener) = self.inner.listener.get() else { return };
+        let Some(listener) = self.inner.listener.read().clone() else { return };
         for page in offset >> 12..=(offset + len - 1) >> 12 {
             let tracks = self.tracks(page);
             if tracks != 0 {

@@ -31,6 +31,8 @@ struct State {
     running: bool,
     /// Guest nanoseconds per host nanosecond: numerator and denominator.
     rate: (u32, u32),
+    /// Counts the changes of what guest time is in host time.
+    epoch: u64,
 }
 
 impl State {
@@ -59,7 +61,7 @@ pub struct GuestClock(Arc<Inner>);
 impl GuestClock {
     /// A paused clock at 0.
     pub fn new(host: Box<dyn HostTime>) -> Self {
-        let state = State { guest_base: 0, host_base: 0, running: false, rate: (1, 1) };
+        let state = State { guest_base: 0, host_base: 0, running: false, rate: (1, 1), epoch: 0 };
         Self(Arc::new(Inner { host, state: Mutex::new(state) }))
     }
 
@@ -109,7 +111,28 @@ impl GuestClock {
         if !state.running {
             state.host_base = now;
             state.running = true;
+            state.epoch += 1;
         }
+    }
+
+    /// A number that changes whenever guest time stood still or jumped, or goes at another rate: engines with
+    /// clocks of their own set them anew then.
+    pub fn epoch(&self) -> u64 {
+        self.0.state.lock().epoch
+    }
+
+    /// Guest nanoseconds per host nanosecond, as a fraction.
+    pub fn rate(&self) -> (u32, u32) {
+        self.0.state.lock().rate
+    }
+
+    /// Moves guest time forward to `at` if it is not there yet: what an engine's own clock showed the guest
+    /// is not to come again.
+    pub fn advance_to(&self, at: GuestNs) {
+        let now = self.0.host.now_ns();
+        let mut state = self.0.state.lock();
+        let behind = at.saturating_sub(state.at(now));
+        state.guest_base = state.guest_base.saturating_add(behind);
     }
 
     /// Guest nanoseconds per host nanosecond, as a fraction; zeroes count as one.
@@ -119,6 +142,7 @@ impl GuestClock {
         state.guest_base = state.at(now);
         state.host_base = now;
         state.rate = (numerator.max(1), denominator.max(1));
+        state.epoch += 1;
     }
 
     /// Sets a paused clock (restore). Refused (`false`) while it runs.
@@ -126,6 +150,7 @@ impl GuestClock {
         let mut state = self.0.state.lock();
         if !state.running {
             state.guest_base = guest;
+            state.epoch += 1;
         }
         !state.running
     }
@@ -218,5 +243,20 @@ mod tests {
         clock.pause();
         assert!(clock.set(7));
         assert_eq!(clock.now(), 7);
+    }
+
+    #[test]
+    fn moves_forward_only_and_counts_its_jumps() {
+        let (time, clock) = manual::ManualTime::clock();
+        let epoch = clock.epoch();
+        time.advance(100);
+        clock.advance_to(50);
+        assert_eq!(clock.now(), 100);
+        clock.advance_to(130);
+        time.advance(1);
+        assert_eq!((clock.now(), clock.epoch()), (131, epoch));
+        clock.pause();
+        clock.resume();
+        assert_ne!(clock.epoch(), epoch);
     }
 }

@@ -5,6 +5,7 @@ use crate::inbox::event;
 use crate::local::{LocalApic, Registers};
 use crate::registers::{self as reg, TimerMode, lvt};
 use crate::timer::ApicTimer;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
 use guest_time::GuestNs;
 use saved_state::{CRITICAL, FieldWriter, Fields, RestoreError, SavedState, StateBlob, from_blob, to_blob};
@@ -116,6 +117,27 @@ impl SavedState for ApicState {
         let (armed, at) = (r.flag(16)?, r.uint(17)?);
         state.expires = armed.then_some(at);
         Ok(state)
+    }
+}
+
+impl ApicState {
+    /// What was posted besides vectors and not taken, as address and data of interrupt messages: for engines whose
+    /// APIC takes those.
+    pub fn posted_messages(&self) -> Vec<(u64, u32)> {
+        let to = reg::DEFAULT_BASE | u64::from(self.id & 0xFF) << 12;
+        let message = |(bit, mode, vector): (u32, u32, u8)| {
+            (self.events & bit != 0).then_some((to, mode << 8 | u32::from(vector)))
+        };
+        let lint1 = self.lvt[lvt::LINT1];
+        let lint1_mode = if lint1 & lvt::MASKED == 0 { lint1 >> 8 & 7 } else { 0 };
+        let mut all: Vec<_> = [(event::INIT, 5, 0), (event::SIPI, 6, self.sipi_vector), (event::NMI, 4, 0)]
+            .into_iter()
+            .filter_map(message)
+            .collect();
+        if lint1_mode == 4 {
+            all.extend(message((event::LINT1, 4, 0)));
+        }
+        all
     }
 }
 

@@ -45,7 +45,7 @@ impl Hypervisor for SoftHypervisor {
     fn capabilities(&self) -> Capabilities {
         let mut features = FeatureSet::EMPTY;
         Feature::ALL.iter().for_each(|f| features.insert(*f));
-        Capabilities { name: "soft", max_vcpus: MAX_VCPUS, features, tsc_scaling: true }
+        Capabilities { name: "soft", max_vcpus: MAX_VCPUS, features, tsc_scaling: true, tsc_khz: None }
     }
 
     fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {
@@ -57,22 +57,24 @@ impl Hypervisor for SoftHypervisor {
             let names: Vec<&str> = missing.iter().map(Feature::name).collect();
             return Err(EngineError::Features(names.join(", ")));
         }
-        Ok(Box::new(SoftPartition { shared: Shared::new(layout), translators: self.translators.clone() }))
+        let translators = self.translators.clone();
+        Ok(Box::new(SoftPartition { translators, ..SoftPartition::of(Shared::new(layout)) }))
     }
 }
 
 /// A partition of the `soft` engine.
 pub struct SoftPartition {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     translators: Option<Arc<dyn TranslatorFactory>>,
 }
 
-impl Partition for SoftPartition {
-    fn create_vcpu(&self, id: u32, waker: Arc<dyn Wake>) -> Result<Box<dyn Vcpu>, EngineError> {
-        let me = self.shared.vcpus.get(id as usize).ok_or(EngineError::VcpuNumber(id))?.clone();
-        if !me.set_waker(waker) {
-            return Err(EngineError::VcpuNumber(id));
-        }
+impl SoftPartition {
+    pub(crate) fn of(shared: Arc<Shared>) -> Self {
+        Self { shared, translators: None }
+    }
+
+    /// vCPU `id`, which others see as `me`.
+    pub(crate) fn vcpu(&self, id: u32, me: Arc<VcpuShared>) -> SoftVcpu {
         let shared = self.shared.clone();
         let clock = ApicClock { clock: shared.clock.clone(), tsc_khz: shared.tsc_khz, tsc_offset: 0 };
         let core = SoftCore {
@@ -94,7 +96,17 @@ impl Partition for SoftPartition {
         };
         let translator = self.translators.as_ref();
         let translator = translator.and_then(|t| t.create(&core.ram, core.shared.model.features));
-        Ok(Box::new(SoftVcpu::with_core(Box::new(core), translator, id != 0)))
+        SoftVcpu::with_core(Box::new(core), translator, id != 0)
+    }
+}
+
+impl Partition for SoftPartition {
+    fn create_vcpu(&self, id: u32, waker: Arc<dyn Wake>) -> Result<Box<dyn Vcpu>, EngineError> {
+        let me = self.shared.vcpus.get(id as usize).ok_or(EngineError::VcpuNumber(id))?.clone();
+        if !me.set_waker(waker) {
+            return Err(EngineError::VcpuNumber(id));
+        }
+        Ok(Box::new(self.vcpu(id, me)))
     }
 
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
@@ -119,7 +131,8 @@ impl Partition for SoftPartition {
     fn statistics(&self) -> Statistics {
         let sum =
             |of: fn(&VcpuShared) -> &AtomicU64| self.shared.vcpus.iter().map(|v| of(v).load(Relaxed)).sum();
-        Statistics { instructions: Some(sum(|v| &v.instructions)), busy_ns: sum(|v| &v.busy_ns) }
+        let (instructions, busy_ns) = (Some(sum(|v| &v.instructions)), sum(|v| &v.busy_ns));
+        Statistics { instructions, busy_ns, ..Statistics::default() }
     }
 }
 
@@ -193,6 +206,7 @@ impl Vcpu for SoftVcpu {
         core.me.attention.fetch_or(attention::IRQ, SeqCst);
         self.wait_for_sipi = core.id != 0;
         self.nmi_pending = false;
+        self.interrupt = None;
         self.shutdown = false;
         self.forget_code();
     }

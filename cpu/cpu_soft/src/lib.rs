@@ -4,6 +4,7 @@
 //! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between.
 //! - `block.rs`: decoded code; `mmu.rs` and `tlb.rs`: paging; `core.rs`: memory as instructions see it.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
+//! - `complete.rs`: single instructions for other engines.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
 //! - `translate.rs`: the seam to a translator (`cpu_translate`), which takes over hot code.
 //! - `msr.rs`: MSRs of the engine, kvmclock; `cpuid.rs`; `state.rs`: to and from `VcpuState`.
@@ -15,6 +16,7 @@
 extern crate alloc;
 
 mod block;
+mod complete;
 mod core;
 mod cpuid;
 mod engine;
@@ -27,6 +29,7 @@ mod state;
 mod tlb;
 pub mod translate;
 
+pub use complete::{Completed, Completer, power_up_state};
 pub use core::SoftCore;
 pub use engine::{SoftHypervisor, SoftPartition};
 pub use run::SoftVcpu;

@@ -32,6 +32,8 @@ pub struct SoftVcpu {
     /// After INIT: waits for SIPI.
     pub(crate) wait_for_sipi: bool,
     pub(crate) nmi_pending: bool,
+    /// Acknowledged by another engine, which did not come to deliver it.
+    pub(crate) interrupt: Option<u8>,
     /// After a triple fault: only INIT and a reset lead out of it.
     pub(crate) shutdown: bool,
     /// Instructions executed.
@@ -63,6 +65,7 @@ impl SoftVcpu {
             translator,
             wait_for_sipi,
             nmi_pending: false,
+            interrupt: None,
             shutdown: false,
             instructions: 0,
             looked_at: 0,
@@ -98,12 +101,7 @@ impl SoftVcpu {
     }
 
     fn run_entered(&mut self) -> VcpuExit {
-        if self.core.cpu.exc.vector.is_some() && !self.shutdown && !self.wait_for_sipi {
-            // A restored state was in the middle of an exception.
-            if let Stop::TripleFault = self.deliver_fault(self.core.cpu.gpr[RIP]) {
-                self.shutdown = true;
-            }
-        }
+        self.deliver_restored();
         loop {
             if let Some(exit) = self.service() {
                 return exit;
@@ -112,6 +110,25 @@ impl SoftVcpu {
                 self.shutdown = true;
                 return VcpuExit::TripleFault;
             }
+        }
+    }
+
+    /// A restored state may be in the middle of an exception, or of an interrupt.
+    fn deliver_restored(&mut self) {
+        if self.shutdown || self.wait_for_sipi {
+            return;
+        }
+        if self.core.cpu.exc.vector.is_some()
+            && let Stop::TripleFault = self.deliver_fault(self.core.cpu.gpr[RIP])
+        {
+            self.shutdown = true;
+        }
+        if let Some(vector) = self.interrupt.take() {
+            let core = &mut *self.core;
+            core.block_page = NO_PAGE;
+            core.cpu.halted = false;
+            let outcome = interrupts::deliver_interrupt(core, vector, Kind::External);
+            self.shutdown |= outcome == Outcome::TripleFault;
         }
     }
 
@@ -206,6 +223,7 @@ impl SoftVcpu {
         self.core.cpu.refresh();
         self.core.tlb.flush_all();
         self.nmi_pending = false;
+        self.interrupt = None;
         self.shutdown = false;
         self.wait_for_sipi = self.core.id != 0;
     }
@@ -243,7 +261,7 @@ impl SoftVcpu {
 
     /// Linear address of RIP.
     #[inline(always)]
-    fn linear_ip(&self) -> u64 {
+    pub(crate) fn linear_ip(&self) -> u64 {
         let cpu = &self.core.cpu;
         if cpu.mode.has(ModeKey::LONG) {
             cpu.gpr[RIP]
@@ -405,6 +423,14 @@ impl SoftVcpu {
         }
     }
 
+    /// Runs the one instruction at RIP and delivers what it raises; for [`crate::Completer`].
+    pub(crate) fn run_one(&mut self) {
+        if let Stop::TripleFault = self.run_single() {
+            self.shutdown = true;
+        }
+        self.core.stale_code.clear();
+    }
+
     /// Runs the one instruction at RIP, from bytes that may cross pages and may change under it.
     fn run_single(&mut self) -> Stop {
         let ip = self.core.cpu.gpr[RIP];
@@ -530,7 +556,7 @@ fn exceeds_cs(cpu: &Cpu, bytes: u16) -> bool {
 
 impl SoftCore {
     /// Appends `len` bytes of code at `linear` (within a page).
-    fn fetch_bytes(&mut self, linear: u64, len: usize, to: &mut Vec<u8>) -> Result<(), Fault> {
+    pub(crate) fn fetch_bytes(&mut self, linear: u64, len: usize, to: &mut Vec<u8>) -> Result<(), Fault> {
         let start = to.len();
         match self.translate(self.cpu.mmu_index, linear, Access::Fetch)? {
             Target::Ram(at) => {

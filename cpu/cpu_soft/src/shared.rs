@@ -164,9 +164,16 @@ pub struct Shared {
 impl Shared {
     /// For a partition of `layout`.
     pub fn new(layout: &hypervisor::PartitionLayout) -> Arc<Self> {
+        let shared = Self::without_listener(layout);
+        shared.ram.set_listener(Arc::new(CodeListener(Arc::downgrade(&shared))));
+        shared
+    }
+
+    /// As `new`, for vCPUs that keep no code: they need not hear of DMA.
+    pub fn without_listener(layout: &hypervisor::PartitionLayout) -> Arc<Self> {
         let vcpus: Box<[_]> = (0..layout.vcpus).map(|id| Arc::new(VcpuShared::new(id))).collect();
         let inboxes = vcpus.iter().map(|v| v.inbox.clone()).collect();
-        let shared = Arc::new(Self {
+        Arc::new(Self {
             ram: layout.ram.clone(),
             clock: layout.clock.clone(),
             tsc_khz: layout.tsc_khz,
@@ -175,9 +182,7 @@ impl Shared {
             inboxes,
             split_lock: Mutex::new(()),
             under_way: Mutex::new(Vec::new()),
-        });
-        shared.ram.set_listener(Box::new(CodeListener(Arc::downgrade(&shared))));
-        shared
+        })
     }
 
     /// Sends an interrupt message of the chipset or a device.

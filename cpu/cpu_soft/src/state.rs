@@ -140,6 +140,7 @@ impl SoftVcpu {
                 address: exc.address,
                 is_trap: exc.is_trap,
             }),
+            interrupt: self.interrupt,
             tsc_offset: core.apic.clock().tsc_offset,
             tsc_adjust: core.msr.tsc_adjust,
             tsc_deadline: 0,
@@ -214,6 +215,7 @@ impl SoftVcpu {
         self.wait_for_sipi = state.run_state == RunState::WaitForSipi;
         self.shutdown = state.run_state == RunState::Shutdown;
         self.nmi_pending = state.nmi_pending;
+        self.interrupt = state.interrupt;
         self.forget_code();
         Ok(())
     }

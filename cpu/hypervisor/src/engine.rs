@@ -54,6 +54,8 @@ pub struct Capabilities {
     pub features: x86_defs::cpuid::FeatureSet,
     /// Whether the guest's TSC may run at a rate other than the host's.
     pub tsc_scaling: bool,
+    /// The rate at which the guest's TSC runs best; `None`: any.
+    pub tsc_khz: Option<u32>,
 }
 
 /// What a partition is made of.
@@ -80,15 +82,34 @@ pub trait Hypervisor: Send + Sync {
 }
 
 /// What the vCPUs of a partition have done since it was made. The numbers only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Instructions executed, if the engine counts them.
     pub instructions: Option<u64>,
-    /// Guest time that vCPUs spent executing, summed over them.
+    /// Time that vCPUs spent executing, summed over them.
     pub busy_ns: GuestNs,
+    /// Other things that this engine counts, by name, for people.
+    pub counts: Vec<(String, u64)>,
 }
 
 impl Statistics {
+    /// Adds what was done elsewhere. Instructions stay counted only if all were.
+    pub fn add(&mut self, other: &Self) {
+        let nothing_yet = *self == Self::default();
+        self.instructions = match (self.instructions, other.instructions) {
+            (Some(a), Some(b)) => Some(a + b),
+            (None, b) if nothing_yet => b,
+            _ => None,
+        };
+        self.busy_ns += other.busy_ns;
+        for (name, count) in &other.counts {
+            match self.counts.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += count,
+                None => self.counts.push((name.clone(), *count)),
+            }
+        }
+    }
+
     /// Millions of instructions per second of execution; `None` if they are not counted or nothing ran.
     pub fn mips(&self) -> Option<f64> {
         let instructions = self.instructions.filter(|_| self.busy_ns > 0)?;
@@ -161,6 +182,14 @@ pub enum VcpuExit {
     },
     /// A fault that nobody could handle: the processor is in shutdown.
     TripleFault,
+    /// It goes on when `run` is called again, but slowly or not for long: another engine would serve this guest better;
+    /// Returned once.
+    Unsuited {
+        /// Why, for people.
+        reason: String,
+        /// Whether the state can go on elsewhere; otherwise the guest saw things that no other engine has.
+        sound: bool,
+    },
     /// A breakpoint set from outside the guest.
     DebugStop,
     /// The engine cannot go on; the text says why.

@@ -11,6 +11,7 @@ use crate::MsiMessage;
 use crate::lines::InterruptInputs;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use device::{Device, IoError, IoHandler, RestoreError, StateBlob, Unsavable};
 use saved_state::{FieldWriter, Fields, SavedState, from_blob, to_blob};
 
@@ -101,6 +102,12 @@ impl Ioapic {
                 self.service_level(pin);
             }
         }
+    }
+
+    /// Vectors of level-triggered interrupts that were sent and whose end was not told yet.
+    pub fn awaited_ends(&self) -> Vec<u8> {
+        let waits = |e: &&u64| **e & entry::REMOTE_IRR != 0;
+        self.registers.table.iter().filter(waits).map(|e| (e & entry::VECTOR) as u8).collect()
     }
 
     fn asserted(&self, pin: usize) -> bool {

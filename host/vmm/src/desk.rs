@@ -7,10 +7,11 @@
 use crate::bell::Bell;
 use crate::control::server::Answers;
 use crate::control::{Answer, Ask, Status};
-use crate::driver::{SaveJob, SaveJobs};
+use crate::driver::{SaveJob, SaveJobs, WriteMachine};
+use crate::engine::{self, Chosen};
 use crate::host::Host;
 use crate::saved_file;
-use crate::wire::VmSpec;
+use crate::wire::{EngineChoice, VmSpec};
 use guest_time::GuestClock;
 use machine::{AfterSave, Machine, Request, RequestQueue, State, Verdict};
 use std::path::PathBuf;
@@ -23,8 +24,6 @@ pub struct Desk {
     pub vm: VmSpec,
     /// Its name.
     pub name: String,
-    /// Name of the engine.
-    pub engine: &'static str,
     /// The machine.
     pub machine: Weak<Machine>,
     /// Its ground.
@@ -59,40 +58,62 @@ impl Desk {
         if !file.is_absolute() {
             return Answer::refused("the file's path must be absolute");
         }
-        let (answer, answered) = channel();
         let (vm, host) = (self.vm.clone(), self.host.clone());
         let write = Box::new(move |machine: &Machine| {
             let host = host.upgrade().ok_or("the VM has ended")?;
             let save = saved_file::Save { file: &file, vm: &vm, host: &host, compress, and_continue };
             save.write(machine).map_err(|error| error.to_string())
         });
-        let ticket = self.saves.put(SaveJob { write, answer });
         let then = if and_continue { AfterSave::Continue } else { AfterSave::Stop };
-        if let Err(refused) = self.requests.ask(Request::Save { ticket, then }) {
+        self.have_done(write, |ticket| Request::Save { ticket, then })
+    }
+
+    fn move_to(&self, choice: EngineChoice) -> Answer {
+        let engine = match engine::choose(choice) {
+            Ok(Chosen { engine, .. }) => engine,
+            Err(error) => return Answer::refused(error.to_string()),
+        };
+        let host = self.host.clone();
+        let write = Box::new(move |machine: &Machine| {
+            let host = host.upgrade().ok_or("the VM has ended")?;
+            let from = machine.engine_name();
+            machine.move_to(&*engine, &*host).map_err(|error| error.to_string())?;
+            Ok(format!("moved from {from} to {}", machine.engine_name()))
+        });
+        self.have_done(write, |ticket| Request::Move { ticket })
+    }
+
+    /// Has the driver do `work` on the machine while it stands still, and waits.
+    fn have_done(&self, write: WriteMachine, request: impl FnOnce(u64) -> Request) -> Answer {
+        let (answer, answered) = channel();
+        let ticket = self.saves.put(SaveJob { write, answer });
+        if let Err(refused) = self.requests.ask(request(ticket)) {
             self.saves.take(ticket);
             return Answer::refused(refused.to_string());
         }
         match answered.recv() {
             Ok(Ok(message)) => Answer::done(Some(message)),
             Ok(Err(reason)) => Answer::refused(reason),
-            Err(_) => Answer::refused("the VM ended before it was saved"),
+            Err(_) => Answer::refused("the VM ended before it was done"),
         }
     }
 }
 
 impl Answers for Desk {
     fn status(&self) -> Status {
-        let statistics = self.machine.upgrade().map(|machine| machine.statistics()).unwrap_or_default();
+        let machine = self.machine.upgrade();
+        let statistics = machine.as_ref().map(|machine| machine.statistics()).unwrap_or_default();
         Status {
             name: self.name.clone(),
             pid: std::process::id(),
             state: self.requests.state().name().into(),
             cpus: self.vm.cpus,
             memory_bytes: self.vm.memory.0,
-            engine: self.engine.into(),
+            engine: machine.map_or("", |machine| machine.engine_name()).into(),
             uptime_ms: self.clock.now() / 1_000_000,
             instructions: statistics.instructions,
             busy_ms: statistics.busy_ns / 1_000_000,
+            counts: statistics.counts.into_iter().collect(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }
@@ -112,6 +133,7 @@ impl Answers for Desk {
                     "the power button was pressed; a guest that does not listen needs kill".into(),
                 ))
             }
+            Ask::Move { engine } => self.move_to(engine),
             Ask::Save { file, and_continue, compress } => self.save(file, and_continue, compress),
         }
     }

@@ -6,6 +6,7 @@
 //! lets it go on the same steps backwards; a request that fails leaves the machine as it was.
 
 use crate::bell::Bell;
+use crate::engine;
 use crate::host::Host;
 use crate::panic_watch::PanicWatch;
 use crate::services::lock;
@@ -34,7 +35,7 @@ pub struct Policy {
 /// Writes a machine that stands still.
 pub type WriteMachine = Box<dyn FnOnce(&Machine) -> Result<String, String> + Send>;
 
-/// A save that somebody waits for.
+/// A save or a move that somebody waits for.
 pub struct SaveJob {
     /// Writes the machine, which stands still; gives a sentence for people.
     pub write: WriteMachine,
@@ -90,6 +91,8 @@ pub struct Driver {
     pub saves: Arc<SaveJobs>,
     /// Ends.
     pub policy: Policy,
+    /// It was booted by this process, not brought back from a file.
+    pub booted_here: bool,
 }
 
 impl Driver {
@@ -120,6 +123,8 @@ impl Driver {
             Request::Pause => self.stand_still().map(|()| After::AsItIs),
             Request::Reset => self.reset(origin),
             Request::Save { ticket, then } => self.save(*ticket, *then),
+            Request::Move { ticket } => self.save(*ticket, AfterSave::Continue),
+            Request::Evade { reason, sound } => self.evade(reason, *sound),
             Request::Stop(_) => {
                 self.host.gate().close();
                 self.threads.park();
@@ -183,12 +188,7 @@ impl Driver {
                 return Err("the machine ends instead".into());
             }
         }
-        self.watch.forget();
-        if let Err(error) = self.machine.reset(&*self.host) {
-            let reason = format!("cannot boot again: {error}");
-            self.end(Verdict::Failed { reason: reason.clone() });
-            return Err(reason);
-        }
+        self.boot_again()?;
         Ok(if was_running { After::Go } else { After::AsItIs })
     }
 
@@ -218,6 +218,49 @@ impl Driver {
         result.map(|_| if goes_on { After::Go } else { After::AsItIs })
     }
 
+    /// Goes over to the engine that serves every guest. One that cannot go on there goes back to where it came from.
+    fn evade(&self, reason: &str, sound: bool) -> Result<After, String> {
+        let chosen = engine::choose(engine::EVERYWHERE).map_err(|error| error.to_string())?;
+        let (from, to) = (self.machine.engine_name(), chosen.engine.capabilities().name);
+        if from == to {
+            return Ok(After::AsItIs);
+        }
+        let was_running = self.requests.state() == State::Running;
+        if was_running {
+            self.stand_still()?;
+        }
+        let after = if was_running { After::Go } else { After::AsItIs };
+        if let Err(error) = self.machine.move_to(&*chosen.engine, &*self.host) {
+            // It stays: slow is better than not at all.
+            eprintln!("bedplate: {reason}, and it cannot go on on {to}: {error}\r");
+            return Ok(after);
+        }
+        if sound {
+            eprintln!("bedplate: {reason}; it goes on on {to}\r");
+            return Ok(after);
+        }
+        if !self.booted_here {
+            let reason = format!("{reason}, and what it showed the guest no other engine can");
+            self.end(Verdict::Failed { reason: reason.clone() });
+            return Err(reason);
+        }
+        eprintln!(
+            "bedplate: {reason}, and showed it another processor than its CPU model; it starts again on {to}\r"
+        );
+        self.boot_again()?;
+        Ok(after)
+    }
+
+    /// Back to power-up; a failure is the end.
+    fn boot_again(&self) -> Result<(), String> {
+        self.watch.forget();
+        self.machine.reset(&*self.host).map_err(|error| {
+            let reason = format!("cannot boot again: {error}");
+            self.end(Verdict::Failed { reason: reason.clone() });
+            reason
+        })
+    }
+
     fn after_failure(&self, request: &Request, reason: &str) {
         if matches!(request, Request::Pause | Request::Resume | Request::Start) {
             eprintln!("bedplate: {reason}\r");
@@ -225,10 +268,10 @@ impl Driver {
     }
 
     fn drop_request(&self, request: &Request) {
-        if let Request::Save { ticket, .. } = request
+        if let Request::Save { ticket, .. } | Request::Move { ticket } = request
             && let Some(job) = self.saves.take(*ticket)
         {
-            let _ = job.answer.send(Err("the machine ended before it was saved".into()));
+            let _ = job.answer.send(Err("the machine ended before it was done".into()));
         }
     }
 }

@@ -7,17 +7,18 @@ use crate::bell::Bell;
 use crate::control::server::{ControlSocket, ServeError};
 use crate::desk::Desk;
 use crate::driver::{Driver, Policy, SaveJobs};
-use crate::engine::engine;
+use crate::engine::{self, EngineUnavailable};
 use crate::host::Host;
 use crate::panic_watch::PanicWatch;
 use crate::saved_file::{LoadFileError, SavedVm};
 use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::{Next, RunVcpu, VcpuThreads};
-use crate::wire::{OnPanic, SpecError, VmSpec, check_name};
+use crate::wire::{EngineChoice, OnPanic, SpecError, VmSpec, check_name};
 use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
 use host_io::signals::EndSignals;
+use hypervisor::Hypervisor;
 use hypervisor::Statistics;
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
@@ -36,6 +37,9 @@ pub enum LaunchError {
     /// The machine cannot be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The engine cannot be had.
+    #[error(transparent)]
+    Engine(#[from] EngineUnavailable),
     /// Nothing can be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -76,26 +80,43 @@ pub struct Ended {
 
 /// Runs the VM of a resolved spec to its end.
 pub fn run(vm: &VmSpec) -> Result<Ended, LaunchError> {
-    let spec = MachineSpec::try_from(vm)?;
-    launch(vm, spec, |machine, host| Ok(machine.boot(host)?))
+    let mut spec = MachineSpec::try_from(vm)?;
+    let engine = choose(vm.engine)?;
+    // A new guest's TSC may run at any rate: so that its engine can give it without scaling.
+    if let Some(khz) = engine.capabilities().tsc_khz {
+        spec.clock.tsc_khz = khz;
+    }
+    launch(vm, spec, engine, true, |machine, host| Ok(machine.boot(host)?))
 }
 
-/// Brings a saved VM back and runs it to its end; `name` is its name from now on, if it gets another.
-pub fn restore(file: &Path, name: Option<&str>) -> Result<Ended, LaunchError> {
+fn choose(choice: EngineChoice) -> Result<Box<dyn Hypervisor>, LaunchError> {
+    let chosen = engine::choose(choice)?;
+    if let Some(note) = chosen.note {
+        eprintln!("bedplate: {note}");
+    }
+    Ok(chosen.engine)
+}
+
+/// Brings a saved VM back and runs it to its end; `name` and `engine` are its from now on, if it gets others.
+pub fn restore(file: &Path, name: Option<&str>, engine: Option<EngineChoice>) -> Result<Ended, LaunchError> {
     let saved = SavedVm::open(file)?;
     let mut vm = saved.vm.clone();
     if let Some(name) = name {
         check_name(name)?;
         vm.name = Some(name.into());
     }
+    vm.engine = engine.unwrap_or(vm.engine);
     let spec = saved.machine.clone();
-    launch(&vm, spec, |machine, host| Ok(saved.restore(machine, host)?))
+    let engine = choose(vm.engine)?;
+    launch(&vm, spec, engine, false, |machine, host| Ok(saved.restore(machine, host)?))
 }
 
 /// Builds the machine, has `prepare` give it what it starts with, and runs it.
 fn launch(
     vm: &VmSpec,
     spec: MachineSpec,
+    engine: Box<dyn Hypervisor>,
+    booted_here: bool,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
 ) -> Result<Ended, LaunchError> {
     // Before the first thread: all inherit the mask.
@@ -119,9 +140,7 @@ fn launch(
     let on_panic = panic_timer(&events, &watch, &requests, vm.on_panic);
     let device_events = DeviceEvents::new(events.handle(), clock.clone());
     let host = Arc::new(Host::new(vm.clone(), device_events, requests.clone(), watch.clone(), on_panic));
-    let engine = engine(vm.engine);
-    let parts = Parts { engine: &*engine, host: &*host, requests: requests.clone() };
-    let machine = Arc::new(Machine::build(spec, &parts)?);
+    let machine = Arc::new(build(vm, spec, &*engine, &host, &requests)?);
     prepare(&machine, &host)?;
     leave_frozen_disks(&host)?;
     let saves = Arc::new(SaveJobs::default());
@@ -129,7 +148,6 @@ fn launch(
     let desk = Desk {
         vm: vm.clone(),
         name: name.clone(),
-        engine: engine.capabilities().name,
         machine: Arc::downgrade(&machine),
         host: Arc::downgrade(&host),
         clock: clock.clone(),
@@ -140,7 +158,7 @@ fn launch(
     let control = ControlSocket::open(&name, Arc::new(desk))?;
     let threads = VcpuThreads::start(machine.clone(), host.beds().to_vec(), &clock)?;
     let policy = Policy { on_reset: vm.on_reset, on_panic: vm.on_panic };
-    let driver = Driver { machine, host, requests, bell, threads, watch, saves, policy };
+    let driver = Driver { machine, host, requests, bell, threads, watch, saves, policy, booted_here };
     // A machine that was just built can be started.
     let _ = driver.requests.ask(Request::Start);
     let verdict = driver.run();
@@ -159,6 +177,27 @@ fn leave_frozen_disks(host: &Host) -> Result<(), LaunchError> {
         }
     }
     Ok(())
+}
+
+/// Builds the machine. An engine that was not asked for by name gives way to one that serves everywhere.
+fn build(
+    vm: &VmSpec,
+    spec: MachineSpec,
+    engine: &dyn Hypervisor,
+    host: &Host,
+    requests: &Arc<RequestQueue>,
+) -> Result<Machine, LaunchError> {
+    let on = |engine: &dyn Hypervisor, spec| {
+        Machine::build(spec, &Parts { engine, host, requests: requests.clone() })
+    };
+    match on(engine, spec.clone()) {
+        Err(BuildError::Engine(error)) if vm.engine == EngineChoice::Auto => {
+            let other = choose(engine::EVERYWHERE)?;
+            eprintln!("bedplate: engine {}, because: {error}", other.capabilities().name);
+            Ok(on(&*other, spec)?)
+        }
+        built => Ok(built?),
+    }
 }
 
 /// What is called with a kernel's last words: a while later, if nobody has spoken since, the VM ends.

@@ -6,6 +6,7 @@
 //! - [`lifecycle`]: what a machine is doing and what it may do next; a queue of requests.
 //! - [`requests`]: the queue through which everybody asks.
 //! - [`saved_vm`]: the format of a saved VM.
+//! - `switch`: the partition at present; `moving`: how a running machine gets another one.
 //! - [`host`]: what a machine needs from the ground it stands on.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -21,8 +22,10 @@ mod interrupts;
 mod io;
 pub mod lifecycle;
 mod machine;
+mod moving;
 pub mod requests;
 pub mod saved_vm;
+mod switch;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -31,4 +34,5 @@ pub use build::{BuildError, Parts};
 pub use host::{DeviceSlot, HostError, HostServices, SerialInput};
 pub use lifecycle::{AfterSave, Lifecycle, Origin, Refused, Request, State, Verdict};
 pub use machine::{KIND_SPEC, Machine, Next};
+pub use moving::MoveError;
 pub use requests::RequestQueue;

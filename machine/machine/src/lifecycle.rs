@@ -4,8 +4,8 @@
 //!            Start            Pause
 //!  Created ────────► Running ───────► Paused
 //!     │                │ ▲ ▲──────────  │ ▲
-//!     │                │ └┘   Resume    │ └┘ Reset, Save(continue)
-//!     │                │ Reset, Save(continue)
+//!     │                │ └┘   Resume    │ └┘ Reset, Save(continue), Move, Evade
+//!     │                │ Reset, Save(continue), Move, Evade
 //!     └───── Stop ─────┴───── Stop ─────┘──────► Stopped (verdict)
 //! ```
 //!
@@ -106,6 +106,18 @@ pub enum Request {
         /// What comes then.
         then: AfterSave,
     },
+    /// Go over to another engine; `ticket` says to the driver which, and who waits.
+    Move {
+        /// The driver's number for this move.
+        ticket: u64,
+    },
+    /// The engine serves this guest badly: go over to one that serves all.
+    Evade {
+        /// Why.
+        reason: String,
+        /// Whether it can go on there; otherwise it starts again.
+        sound: bool,
+    },
     /// End it.
     Stop(Verdict),
 }
@@ -200,6 +212,15 @@ impl Lifecycle {
             (Request::Save { then: AfterSave::Stop, .. }, Running | Paused) => Stopped,
             (Request::Save { .. }, Running | Paused) => self.expected,
             (Request::Save { .. }, _) => return refused("save"),
+            (Request::Evade { .. }, Running | Paused) => {
+                let evades = |waiting: &(Origin, Request)| matches!(waiting.1, Request::Evade { .. });
+                if self.waiting.iter().any(evades) {
+                    return Ok(());
+                }
+                self.expected
+            }
+            (Request::Move { .. }, Running | Paused) => self.expected,
+            (Request::Move { .. } | Request::Evade { .. }, _) => return refused("move"),
         };
         if self.waiting.len() >= MAX_WAITING && after != Stopped {
             return refused("ask any more of");
@@ -231,7 +252,9 @@ impl Lifecycle {
                 Request::Start | Request::Resume => self.state = State::Running,
                 Request::Pause => self.state = State::Paused,
                 Request::Reset => self.waiting.retain(|(origin, _)| *origin != Origin::Guest),
-                Request::Save { then: AfterSave::Continue, .. } => {}
+                Request::Save { then: AfterSave::Continue, .. }
+                | Request::Move { .. }
+                | Request::Evade { .. } => {}
                 Request::Save { then: AfterSave::Stop, .. } => self.stop(Verdict::Saved),
                 Request::Stop(verdict) => self.stop(verdict),
             }
@@ -322,6 +345,21 @@ mod tests {
         life.request(Outside, Request::Pause).unwrap();
     }
 
+    #[test]
+    fn an_engine_is_evaded_once_and_a_reset_does_not_forget_it() {
+        let mut life = Lifecycle::new();
+        let evade = || Request::Evade { reason: "slow".into(), sound: true };
+        assert!(life.request(Outside, evade()).is_err());
+        life.request(Outside, Request::Start).unwrap();
+        done(&mut life);
+        life.request(Guest, Request::Reset).unwrap();
+        life.request(Outside, evade()).unwrap();
+        life.request(Outside, evade()).unwrap();
+        assert_eq!(done(&mut life), Some(Request::Reset));
+        assert_eq!((done(&mut life), life.is_idle()), (Some(evade()), true));
+        assert_eq!(life.state(), State::Running);
+    }
+
     fn any_request() -> impl Strategy<Value = Request> {
         prop_oneof![
             Just(Request::Start),
@@ -330,6 +368,8 @@ mod tests {
             Just(Request::Reset),
             Just(Request::Save { ticket: 1, then: AfterSave::Stop }),
             Just(Request::Save { ticket: 2, then: AfterSave::Continue }),
+            Just(Request::Move { ticket: 3 }),
+            Just(Request::Evade { reason: String::new(), sound: false }),
             Just(Request::Stop(Verdict::Killed)),
         ]
     }
@@ -352,7 +392,9 @@ mod tests {
                     Request::Start => prop_assert_eq!(state, State::Created),
                     Request::Pause => prop_assert_eq!(state, State::Running),
                     Request::Resume => prop_assert_eq!(state, State::Paused),
-                    Request::Reset | Request::Save { .. } => prop_assert!(matches!(state, State::Running | State::Paused)),
+                    Request::Reset | Request::Save { .. } | Request::Move { .. } | Request::Evade { .. } => {
+                        prop_assert!(matches!(state, State::Running | State::Paused))
+                    }
                     Request::Stop(_) => prop_assert_ne!(state, State::Stopped),
                 }
                 life.finish(ok);

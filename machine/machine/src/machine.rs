@@ -9,22 +9,24 @@ use crate::boot::{self, BootError};
 use crate::devices::{Devices, KIND_DEVICE};
 use crate::host::HostServices;
 use crate::lifecycle::{Request, Verdict};
+use crate::moving::Engine;
 use crate::requests::RequestQueue;
 use crate::saved_vm::{
     CRITICAL, Kind, LoadError, RamSaver, Reader, SaveError, SavedBlob, SavedClock, SavedRam, Writer,
     restore_pages,
 };
+use crate::switch::Switch;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use chipset::PowerManagement;
+use chipset::{Ioapic, PowerManagement};
 use core::task::Poll;
 use firmware::acpi::AcpiTables;
 use guest_memory::GuestRam;
 use guest_time::{GuestClock, GuestNs};
-use hypervisor::{Kicker, Partition, Statistics, Vcpu, VcpuExit, VcpuIo, VcpuState};
+use hypervisor::{Kicker, PartitionLayout, Statistics, Vcpu, VcpuExit, VcpuIo, VcpuState};
 use machine_spec::MachineSpec;
 use machine_spec::layout::RamLayout;
 use pci::Topology;
@@ -39,14 +41,21 @@ const KIND_VCPU: Kind = *b"VCPU";
 
 /// One vCPU and the handle that makes it stop.
 pub(crate) struct VcpuSlot {
-    vcpu: Mutex<Box<dyn Vcpu>>,
-    kicker: Kicker,
+    pub(crate) vcpu: Mutex<Box<dyn Vcpu>>,
+    /// Of the vCPU that is there; apart from it, because it is used while that runs.
+    kicker: Mutex<Kicker>,
 }
 
 impl VcpuSlot {
     pub(crate) fn new(vcpu: Box<dyn Vcpu>) -> Self {
-        let kicker = vcpu.kicker();
+        let kicker = Mutex::new(vcpu.kicker());
         Self { vcpu: Mutex::new(vcpu), kicker }
+    }
+
+    /// Another engine's in its place; it does not run.
+    pub(crate) fn replace(&self, vcpu: Box<dyn Vcpu>) {
+        *self.kicker.lock() = vcpu.kicker();
+        *self.vcpu.lock() = vcpu;
     }
 }
 
@@ -65,8 +74,12 @@ pub struct Machine {
     pub(crate) layout: RamLayout,
     pub(crate) ram: GuestRam,
     pub(crate) clock: GuestClock,
-    pub(crate) partition: Box<dyn Partition>,
+    /// What every partition of it is made of.
+    pub(crate) partition_layout: PartitionLayout,
+    pub(crate) switch: Arc<Switch>,
+    pub(crate) engine: Mutex<Engine>,
     pub(crate) vcpus: Vec<VcpuSlot>,
+    pub(crate) ioapic: Arc<Mutex<Ioapic>>,
     pub(crate) io: Arc<dyn VcpuIo>,
     pub(crate) devices: Devices,
     pub(crate) topology: Arc<Topology>,
@@ -98,6 +111,11 @@ impl Machine {
         match vcpu.run(&self.io) {
             VcpuExit::Kicked | VcpuExit::DebugStop => Next::Run,
             VcpuExit::Halted { wake_at } => Next::Wait(wake_at),
+            VcpuExit::Unsuited { reason, sound } => {
+                // Refused only if it ends anyway. Not the guest's wish: its reset does not take it back.
+                let _ = self.requests.ask(Request::Evade { reason, sound });
+                Next::Run
+            }
             VcpuExit::TripleFault => {
                 let detail = vcpu.save().map_or_else(|error| error.to_string(), |state| describe(&state));
                 self.end(Verdict::TripleFault { vcpu: id, detail })
@@ -117,13 +135,14 @@ impl Machine {
     /// Makes `run_vcpu(id)` return soon.
     pub fn kick(&self, id: u32) {
         if let Some(slot) = self.vcpus.get(id as usize) {
-            slot.kicker.kick();
+            let kicker = slot.kicker.lock().clone();
+            kicker.kick();
         }
     }
 
     /// What makes `run_vcpu(id)` return, for who cannot reach the machine then.
     pub fn kicker(&self, id: u32) -> Option<Kicker> {
-        self.vcpus.get(id as usize).map(|slot| slot.kicker.clone())
+        self.vcpus.get(id as usize).map(|slot| slot.kicker.lock().clone())
     }
 
     /// Number of vCPUs.
@@ -139,7 +158,9 @@ impl Machine {
 
     /// What its vCPUs have done so far.
     pub fn statistics(&self) -> Statistics {
-        self.partition.statistics()
+        let mut all = self.engine.lock().past.clone();
+        all.add(&self.switch.partition().statistics());
+        all
     }
 
     /// Somebody presses the power button: a guest that listens shuts itself down.
@@ -183,7 +204,7 @@ impl Machine {
     pub fn reset(&self, host: &dyn HostServices) -> Result<(), BootError> {
         // Devices first: a line or a message that falls now reaches processors that are reset after.
         self.devices.reset();
-        self.partition.reset();
+        self.switch.partition().reset();
         self.vcpus.iter().for_each(|slot| slot.vcpu.lock().reset());
         host.clear_ram().map_err(BootError::Ram)?;
         self.boot(host)
@@ -200,7 +221,7 @@ impl Machine {
         w.state(KIND_SPEC, CRITICAL, &self.spec)?;
         let clock = SavedClock { guest_ns: self.clock.now(), wall_ns: self.clock.wall_ns() };
         w.state(KIND_CLOCK, CRITICAL, &clock)?;
-        for (index, blob) in self.partition.save()?.into_iter().enumerate() {
+        for (index, blob) in self.switch.partition().save()?.into_iter().enumerate() {
             w.named(KIND_PARTITION, &format!("partition{index}"), blob)?;
         }
         for slot in &self.vcpus {
@@ -246,10 +267,11 @@ impl Machine {
         if !self.clock.set(clock.guest_ns) {
             return Err(LoadError::Mismatch("guest time already runs".into()));
         }
-        self.partition.restore(&partition).map_err(LoadError::state("the engine"))?;
+        self.switch.partition().restore(&partition).map_err(LoadError::state("the engine"))?;
         self.restore_vcpus(vcpus)?;
         // Last: they drive lines into controllers, and those into the vCPUs' local APICs.
-        self.devices.restore(devices)
+        self.devices.restore(devices)?;
+        self.settle_ends().map_err(LoadError::state("the local APICs"))
     }
 
     fn restore_vcpus(&self, saved: Vec<SavedBlob>) -> Result<(), LoadError> {

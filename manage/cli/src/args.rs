@@ -5,6 +5,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use vmm::wire::EngineChoice;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -119,6 +120,12 @@ pub enum Ctl {
     Stop,
     /// End it now
     Kill,
+    /// Let it go on on another engine, without stopping
+    Move {
+        /// The engine
+        #[arg(long, value_enum)]
+        engine: Engine,
+    },
     /// Save it to a file
     Save {
         /// The file
@@ -195,10 +202,10 @@ pub struct RunArgs {
     /// What a panic of the guest's kernel does, as seen on its serial console
     #[arg(long, value_enum, help_heading = "Running")]
     pub on_panic: Option<OnPanic>,
-    /// Go on with a VM saved by ctl save; takes nothing else but --name
+    /// Go on with a VM saved by ctl save; takes nothing else but --name and --engine
     #[arg(long, value_name = "FILE", help_heading = "Running", conflicts_with_all = [
         "spec", "kernel", "initrd", "append", "disk", "net", "serial", "console", "cpus", "memory", "cpu_model",
-        "engine", "clock_rate", "on_reset", "on_panic", "dry_run",
+        "clock_rate", "on_reset", "on_panic", "dry_run",
     ])]
     pub restore: Option<PathBuf>,
     /// Say how it ended (or, with --dry-run, what it is) as JSON
@@ -217,10 +224,23 @@ pub struct RunArgs {
 pub enum Engine {
     /// The fastest that works on this host
     Auto,
+    /// The host's KVM
+    Kvm,
     /// Software: works everywhere
     Soft,
     /// Software, hot code translated (experimental)
     SoftTranslate,
+}
+
+impl From<Engine> for EngineChoice {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Auto => Self::Auto,
+            Engine::Kvm => Self::Kvm,
+            Engine::Soft => Self::Soft,
+            Engine::SoftTranslate => Self::SoftTranslate,
+        }
+    }
 }
 
 /// See `RunArgs::on_reset`.

@@ -25,6 +25,7 @@ pub fn ctl(name: &str, what: &Ctl, json: bool) -> anyhow::Result<ExitCode> {
         Ctl::Reset => Ask::Reset,
         Ctl::Stop => Ask::Stop,
         Ctl::Kill => Ask::Kill,
+        Ctl::Move { engine } => Ask::Move { engine: (*engine).into() },
         Ctl::Save { file, and_continue, compress } => {
             // The VM's process has another current folder, maybe.
             let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
@@ -36,6 +37,7 @@ pub fn ctl(name: &str, what: &Ctl, json: bool) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string(&answer)?);
     } else if let Some(status) = &answer.status {
         print!("{}", table(std::slice::from_ref(status)));
+        status.counts.iter().for_each(|(name, count)| println!("  {name}: {count}"));
     } else if let Some(message) = &answer.message {
         println!("{message}");
     }
@@ -101,6 +103,7 @@ mod tests {
             uptime_ms,
             busy_ms: 30_500,
             instructions: Some(3_050_000_000),
+            counts: Default::default(),
             version: String::new(),
         };
         let text = table(&[status("a", 61_000), status("a-longer-name", 90_061_000)]);

@@ -8,7 +8,10 @@ use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmS
 /// Runs it.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.restore {
-        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref())?, args));
+        return Ok(ended(
+            &vmm::launch::restore(file, args.name.as_deref(), args.engine.map(EngineChoice::from))?,
+            args,
+        ));
     }
     let spec = spec(args)?;
     // The machine's own rules, too.
@@ -83,14 +86,7 @@ pub fn spec(args: &RunArgs) -> anyhow::Result<VmSpec> {
         spec.memory = memory.parse().map_err(|error| anyhow::anyhow!("--memory: {error}"))?;
     }
     replace(&mut spec.cpu_model, args.cpu_model.clone());
-    replace(
-        &mut spec.engine,
-        args.engine.map(|engine| match engine {
-            args::Engine::Auto => EngineChoice::Auto,
-            args::Engine::Soft => EngineChoice::Soft,
-            args::Engine::SoftTranslate => EngineChoice::SoftTranslate,
-        }),
-    );
+    replace(&mut spec.engine, args.engine.map(EngineChoice::from));
     replace(
         &mut spec.on_reset,
         args.on_reset.map(|policy| match policy {

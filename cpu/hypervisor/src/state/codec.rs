@@ -3,7 +3,8 @@
 //! Tags (all critical; left out at zero unless marked `!`, which must be there):
 //! 1! general registers, RIP, RFLAGS · 2! segments, LDTR, TR · 3! GDTR, IDTR · 4! CR0, CR2, CR3, CR4, EFER, XCR0 ·
 //! 5! DR0–3, 6, 7 · 6 PDPTEs · 7 MSRs as pairs · 8 run state · 9 shadow · 10 NMI pending · 11 NMI blocked ·
-//! 12 exception · 13 TSC offset · 14 TSC_ADJUST · 15 TSC deadline · 16 local APIC ·
+//! 12 exception · 13 TSC offset · 14 TSC_ADJUST · 15 TSC deadline · 16 local APIC · 17 interrupt under way (its
+//! vector plus one) ·
 //! 32 + n: component n of the extended state (32! x87, 33! SSE, 34 AVX) ·
 //! reserved: 96 SMBASE, 97 in SMM, 98 SMRAM-protected state, 112 nested VMX, 113 nested SVM.
 
@@ -29,6 +30,7 @@ const TSC_OFFSET: u16 = CRITICAL | 13;
 const TSC_ADJUST: u16 = CRITICAL | 14;
 const TSC_DEADLINE: u16 = CRITICAL | 15;
 const APIC: u16 = CRITICAL | 16;
+const INTERRUPT: u16 = CRITICAL | 17;
 const X87: u16 = CRITICAL | 32;
 const SSE: u16 = CRITICAL | 33;
 const AVX: u16 = CRITICAL | 34;
@@ -67,8 +69,8 @@ impl SavedState for VcpuState {
         #[rustfmt::skip]
         let Self {
             gpr, rip, rflags, segments, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, xcr0, dr, pdpte, msrs, x87,
-            sse, avx, apic, run_state, shadow, nmi_pending, nmi_blocked, exception, tsc_offset, tsc_adjust,
-            tsc_deadline,
+            sse, avx, apic, run_state, shadow, nmi_pending, nmi_blocked, exception, interrupt, tsc_offset,
+            tsc_adjust, tsc_deadline,
         } = self;
         w.uints(REGISTERS, gpr.iter().copied().chain([*rip, *rflags]));
         let mut raw = Vec::new();
@@ -91,6 +93,7 @@ impl SavedState for VcpuState {
         if let Some(event) = exception {
             w.bytes(EXCEPTION, &put_event(event));
         }
+        w.uint(INTERRUPT, interrupt.map_or(0, |vector| u32::from(vector) + 1));
         w.uint(TSC_OFFSET, *tsc_offset).uint(TSC_ADJUST, *tsc_adjust).uint(TSC_DEADLINE, *tsc_deadline);
         if let Some(blob) = apic {
             w.nested(APIC, &NestedBlob(blob.clone()));
@@ -144,6 +147,11 @@ impl SavedState for VcpuState {
             nmi_pending: r.flag(NMI_PENDING)?,
             nmi_blocked: r.flag(NMI_BLOCKED)?,
             exception: get_event(r)?,
+            interrupt: match r.uint::<u32>(INTERRUPT)? {
+                0 => None,
+                n @ 1..=256 => Some((n - 1) as u8),
+                _ => return Err(RestoreError::Value { tag: INTERRUPT, reason: "no such vector" }),
+            },
             tsc_offset: r.uint(TSC_OFFSET)?,
             tsc_adjust: r.uint(TSC_ADJUST)?,
             tsc_deadline: r.uint(TSC_DEADLINE)?,

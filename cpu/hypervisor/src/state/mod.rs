@@ -170,6 +170,8 @@ pub struct VcpuState {
     pub nmi_blocked: bool,
     /// Exception under way.
     pub exception: Option<PendingEvent>,
+    /// An external interrupt that was acknowledged and not delivered: it is, before the next instruction.
+    pub interrupt: Option<u8>,
     /// Guest TSC minus what the partition's clock gives (wrapping).
     pub tsc_offset: u64,
     /// IA32_TSC_ADJUST.
@@ -218,6 +220,7 @@ impl Default for VcpuState {
             nmi_pending: false,
             nmi_blocked: false,
             exception: None,
+            interrupt: None,
             tsc_offset: 0,
             tsc_adjust: 0,
             tsc_deadline: 0,

@@ -53,7 +53,8 @@ fn hex(data: &[u8]) -> String {
 
 #[test]
 fn states_round_trip() {
-    for state in [VcpuState::default(), busy()] {
+    let interrupted = |vector| VcpuState { interrupt: Some(vector), ..VcpuState::default() };
+    for state in [VcpuState::default(), busy(), interrupted(0), interrupted(255)] {
         assert_eq!(from_blob::<VcpuState>(&to_blob(&state)), Ok(state));
     }
 }

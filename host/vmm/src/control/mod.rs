@@ -10,7 +10,9 @@ pub mod client;
 pub mod folder;
 pub mod server;
 
+use crate::wire::EngineChoice;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Longest line of either side.
@@ -32,6 +34,11 @@ pub enum Ask {
     Stop,
     /// End now.
     Kill,
+    /// Go over to another engine.
+    Move {
+        /// Which.
+        engine: EngineChoice,
+    },
     /// Save to a file.
     Save {
         /// The file, an absolute path.
@@ -95,6 +102,9 @@ pub struct Status {
     /// Guest time that vCPUs spent executing, summed over them, in milliseconds.
     #[serde(default)]
     pub busy_ms: u64,
+    /// What else its engine counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: BTreeMap<String, u64>,
     /// Version of the program.
     pub version: String,
 }

@@ -30,6 +30,8 @@ pub enum EngineChoice {
     /// The fastest that works on this host.
     #[default]
     Auto,
+    /// The host's KVM.
+    Kvm,
     /// The software engine: works everywhere.
     Soft,
     /// The software engine with its translator (experimental).

@@ -16,8 +16,9 @@ mod virtio_pci;
 use crate::boot::BootError;
 use crate::host::{HostError, HostServices};
 use crate::machine::{Machine, VcpuSlot};
+use crate::moving::Engine;
 use crate::requests::RequestQueue;
-use alloc::boxed::Box;
+use crate::switch::Switch;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -27,6 +28,7 @@ use machine_spec::layout::RamLayout;
 use machine_spec::{DeviceSpec, MachineSpec, PciSlot, SpecError};
 use q35::Board;
 use site::Site;
+use sync::Mutex;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -103,25 +105,29 @@ impl Machine {
         spec.validate()?;
         let layout = spec.layout()?;
         let ram = ram(&spec, &layout, parts.host)?;
-        let partition = partition(&mut spec, &ram, parts)?;
+        let partition_layout = partition_layout(&mut spec, &ram, parts)?;
+        let switch = Switch::new(parts.engine.create_partition(&partition_layout)?);
         let missed = match spec.clock.missed_ticks {
             machine_spec::MissedTicks::Discard => chipset::MissedTicks::Discard,
             machine_spec::MissedTicks::Reinject => chipset::MissedTicks::Reinject,
         };
-        let (mut board, chips) = Board::new(&layout, ram.clone(), &*partition, missed, parts)?;
+        let (mut board, chips) = Board::new(&layout, ram, &switch, missed, parts)?;
         for device in &mut spec.devices {
             build_device(device, &mut board, parts)?;
         }
-        let vcpus = vcpus(&spec, &*partition, parts)?;
+        let vcpus = vcpus(&spec, &*switch.partition(), parts)?;
         let tables = crate::boot::tables(&spec, &layout);
         Ok(Self {
             spec,
             layout,
-            ram,
+            ram: partition_layout.ram.clone(),
             clock: parts.host.clock().clone(),
-            partition,
+            partition_layout,
+            switch,
+            engine: Mutex::new(Engine::new(parts.engine.capabilities().name)),
             vcpus,
             io: Arc::new(board.io(&chips)),
+            ioapic: board.ioapic.clone(),
             devices: board.devices,
             topology: board.topology,
             tables,
@@ -142,19 +148,18 @@ fn ram(spec: &MachineSpec, layout: &RamLayout, host: &dyn HostServices) -> Resul
     Ok(GuestRam::new(span, regions.collect())?)
 }
 
-fn partition(
+fn partition_layout(
     spec: &mut MachineSpec,
     ram: &GuestRam,
     parts: &Parts<'_>,
-) -> Result<Box<dyn Partition>, BuildError> {
-    let layout = PartitionLayout {
+) -> Result<PartitionLayout, BuildError> {
+    Ok(PartitionLayout {
         ram: ram.clone(),
         vcpus: spec.cpus.count,
         cpu_model: crate::cpu_model::resolve(&mut spec.cpus).map_err(BuildError::CpuModel)?,
         tsc_khz: spec.clock.tsc_khz,
         clock: parts.host.clock().clone(),
-    };
-    Ok(parts.engine.create_partition(&layout)?)
+    })
 }
 
 fn vcpus(

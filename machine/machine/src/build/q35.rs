@@ -10,6 +10,7 @@ use crate::devices::{Devices, SharedDevice};
 use crate::interrupts::BoardLines;
 use crate::io::MachineIo;
 use crate::requests::RequestQueue;
+use crate::switch::Switch;
 use crate::{Request, Verdict};
 use alloc::format;
 use alloc::sync::Arc;
@@ -19,7 +20,7 @@ use chipset::{
 };
 use device::{Bus, IrqLine, LineSink};
 use guest_memory::GuestRam;
-use hypervisor::{IrqSink, Msi, MsiSink, Partition, Trigger};
+use hypervisor::{IrqSink, Msi, MsiSink, Trigger};
 use machine_spec::PciSlot;
 use machine_spec::layout::{self, RamLayout, Span, irq, port, slot};
 use pci::{ConfigAccess, HostBridge, LpcBridge, PirqLines, RootPort, Topology, Windows};
@@ -44,7 +45,7 @@ pub struct Board {
     /// Taken PCI slots.
     pub(crate) slots: Vec<PciSlot>,
     pic: Arc<Mutex<Pic8259>>,
-    ioapic: Arc<Mutex<Ioapic>>,
+    pub(crate) ioapic: Arc<Mutex<Ioapic>>,
 }
 
 impl Board {
@@ -53,7 +54,7 @@ impl Board {
     pub fn new(
         layout: &RamLayout,
         ram: GuestRam,
-        partition: &dyn Partition,
+        partition: &Arc<Switch>,
         missed: MissedTicks,
         parts: &Parts<'_>,
     ) -> Result<(Self, Chips), BuildError> {

@@ -85,6 +85,7 @@ impl Hypervisor for ScriptEngine {
             max_vcpus: 8,
             features: hypervisor::CpuModel::max().features,
             tsc_scaling: true,
+            tsc_khz: None,
         }
     }
     fn create_partition(&self, _: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {

@@ -1,0 +1,145 @@
+//! [`KvmHypervisor`]: what this host's KVM can give.
+
+use crate::cpuid;
+use crate::ioctls::error;
+use crate::partition::KvmPartition;
+use crate::probe::{Probe, probe};
+use hypervisor::{Capabilities, CpuModel, EngineError, Hypervisor, Partition, PartitionLayout};
+use kvm_ioctls::{Cap, Kvm};
+use std::io;
+use std::sync::atomic::Ordering;
+use sync::Once;
+use x86_defs::cpuid::{Feature, FeatureSet};
+
+/// Most vCPUs in a partition: 8-bit APIC ids, without the broadcast one.
+const MAX_VCPUS: u32 = 254;
+/// The only version of KVM's interface that there ever was.
+const API_VERSION: i32 = 12;
+
+/// Why there is no KVM here.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmUnavailable {
+    /// The device cannot be opened.
+    #[error("/dev/kvm: {0}")]
+    Open(io::Error),
+    /// Another interface.
+    #[error("/dev/kvm has interface version {0}, not {API_VERSION}")]
+    Version(i32),
+    /// It lacks something that the engine needs.
+    #[error("this host's KVM lacks {0}")]
+    Lacks(&'static str),
+    /// It does not answer.
+    #[error("this host's KVM does not answer: {0}")]
+    Ask(io::Error),
+}
+
+/// Extensions that the engine needs, by name.
+const NEEDED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Xcrs, "KVM_CAP_XCRS"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+];
+
+/// The engine on this host's KVM.
+pub struct KvmHypervisor {
+    kvm: Kvm,
+    features: FeatureSet,
+    tsc_scaling: bool,
+    tsc_khz: u32,
+    probe: Once<Probe>,
+}
+
+impl KvmHypervisor {
+    /// Whether it runs real guests: found out once.
+    pub fn probe(&self) -> &Probe {
+        self.probe.call_once(|| {
+            let mut model = CpuModel::max();
+            for feature in self.features.missing_from(model.features).iter() {
+                model.features.remove(feature);
+            }
+            probe(&self.kvm, model, self.tsc_khz)
+        })
+    }
+
+    /// Opens `/dev/kvm` and looks what it can do.
+    pub fn open() -> Result<Self, KvmUnavailable> {
+        let kvm = Kvm::new().map_err(|e| KvmUnavailable::Open(error(e)))?;
+        let version = kvm.get_api_version();
+        if version != API_VERSION {
+            return Err(KvmUnavailable::Version(version));
+        }
+        if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmUnavailable::Lacks(name));
+        }
+        for (number, name) in [
+            (kvm_bindings::KVM_CAP_SREGS2, "KVM_CAP_SREGS2"),
+            (kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR, "KVM_CAP_X86_USER_SPACE_MSR"),
+            (kvm_bindings::KVM_CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER"),
+        ] {
+            if kvm.check_extension_raw(number.into()) <= 0 {
+                return Err(KvmUnavailable::Lacks(name));
+            }
+        }
+        let features = cpuid::features(&kvm).map_err(KvmUnavailable::Ask)?;
+        let tsc_scaling = kvm.check_extension(Cap::TscControl);
+        let tsc_khz = host_tsc_khz(&kvm).map_err(KvmUnavailable::Ask)?;
+        Ok(Self { kvm, features, tsc_scaling, tsc_khz, probe: Once::new() })
+    }
+}
+
+/// The rate of a guest's TSC that nobody changed.
+fn host_tsc_khz(kvm: &Kvm) -> io::Result<u32> {
+    let vm = kvm.create_vm().map_err(error)?;
+    vm.create_vcpu(0).map_err(error)?.get_tsc_khz().map_err(error)
+}
+
+impl Hypervisor for KvmHypervisor {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: "kvm",
+            max_vcpus: MAX_VCPUS.min(self.kvm.get_max_vcpus() as u32),
+            features: self.features,
+            tsc_scaling: self.tsc_scaling,
+            tsc_khz: Some(self.tsc_khz),
+        }
+    }
+
+    fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {
+        let max = self.capabilities().max_vcpus;
+        if layout.vcpus > max {
+            return Err(EngineError::TooManyVcpus { asked: layout.vcpus, max });
+        }
+        let missing = self.features.missing_from(layout.cpu_model.features);
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.iter().map(Feature::name).collect();
+            return Err(EngineError::Features(names.join(", ")));
+        }
+        if layout.clock.rate().0 != layout.clock.rate().1 {
+            return Err(EngineError::Host("KVM's clocks cannot run slower than the host's".into()));
+        }
+        let near = self.tsc_khz.abs_diff(layout.tsc_khz) <= self.tsc_khz / 4000;
+        if !near && !self.tsc_scaling {
+            let (asked, here) = (layout.tsc_khz, self.tsc_khz);
+            return Err(EngineError::Host(format!(
+                "the guest's TSC runs at {asked} kHz; this host's KVM cannot scale it from {here} kHz"
+            )));
+        }
+        let scale = (!near).then_some(layout.tsc_khz);
+        let partition = KvmPartition::new(&self.kvm, layout, scale).map_err(host)?;
+        partition.shared().sound.store(self.probe().cpuid_is_the_models, Ordering::Relaxed);
+        Ok(Box::new(partition))
+    }
+}
+
+/// An error of the host's.
+pub fn host(error: io::Error) -> EngineError {
+    EngineError::Host(error.to_string())
+}

@@ -1,0 +1,264 @@
+//! A partition: RAM in slots, the split interrupt controller, interrupts in.
+//!
+//! KVM has the local APICs; the I/O APIC is the machine's, and its pins' messages are told to KVM only so that it
+//! reports the EOIs of those that are level-triggered. All interrupts come in as messages (KVM_SIGNAL_MSI).
+//!
+//! Lock order: time → messages → a vCPU's times.
+
+use crate::engine::host;
+use crate::ioctls::{error, map_ram};
+use crate::kick::KickCell;
+use crate::statistics::Counters;
+use crate::time::{Frozen, Time, TscControl};
+use crate::vcpu::KvmVcpu;
+use crate::watch::{Verdict, Watch};
+use apic::{DeliveryMode, Message};
+use hypervisor::{
+    EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout, Statistics, Trigger, Vcpu, Wake,
+};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS,
+    KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use saved_state::{RestoreError, StateBlob};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use sync::{Mutex, Once, RwLock};
+
+/// Pins of the I/O APIC.
+const PINS: usize = 24;
+/// Pages of Intel's hardware that no guest sees, below the firmware's place: task state and identity map.
+const TSS_ADDRESS: usize = 0xFFFB_D000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xFFFB_C000;
+/// MSI data: the level is asserted; level-triggered.
+const ASSERTED_LEVEL: u32 = 1 << 14 | 1 << 15;
+
+/// One vCPU as the partition and others see it.
+#[derive(Default)]
+pub struct VcpuCell {
+    /// How it is stopped.
+    pub kick: Arc<KickCell>,
+    /// Its file, a second time: for what is done to all vCPUs while none runs.
+    pub fd: Once<VcpuFd>,
+    /// What its clocks mean while it does not run.
+    pub times: Mutex<Frozen>,
+    /// A message in ExtINT mode waits for its acknowledge cycle.
+    pub extint: AtomicBool,
+}
+
+/// What the vCPUs of a partition share.
+pub struct Shared {
+    /// Dropped before the layout's RAM.
+    pub vm: VmFd,
+    /// As asked for.
+    pub layout: PartitionLayout,
+    /// By number.
+    pub vcpus: Vec<VcpuCell>,
+    /// The TSC's rate, if it is scaled.
+    pub scale: Option<u32>,
+    /// Plain MSRs that KVM has.
+    pub msrs: Once<Vec<u32>>,
+    /// KVM's clocks.
+    pub time: Mutex<Time>,
+    /// See [`TscControl`].
+    pub tsc_control: Once<TscControl>,
+    /// Held by who sends a message; alone by who must not be disturbed by one.
+    pub messages: RwLock<()>,
+    /// Level of the 8259's output.
+    pub pic_line: AtomicBool,
+    /// Messages of the pins, as KVM was told.
+    pins: Mutex<[Option<Msi>; PINS]>,
+    /// What happened so far.
+    pub counters: Counters,
+    /// Whether CPUID shows the guest its CPU model.
+    pub sound: AtomicBool,
+    /// That another engine would serve the guest better.
+    pub unsuited: Verdict,
+}
+
+/// See the module's header.
+pub struct KvmPartition {
+    shared: Arc<Shared>,
+    _watch: Watch,
+}
+
+impl KvmPartition {
+    /// For `layout`; `scale`: its TSC's rate, if that is not the host's.
+    pub fn new(kvm: &Kvm, layout: &PartitionLayout, scale: Option<u32>) -> io::Result<Self> {
+        let vm = kvm.create_vm().map_err(error)?;
+        // Intel's processors need them; others do not mind.
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error)?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(error)?;
+        enable(&vm, KVM_CAP_SPLIT_IRQCHIP, PINS as u64)?;
+        enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS.into())?;
+        crate::msr::divert(&vm)?;
+        for (slot, region) in layout.ram.regions().iter().enumerate() {
+            let host = layout.ram.host_base().wrapping_add(region.offset as usize);
+            // SAFETY: the region lies in the span, which `layout.ram` keeps mapped until after `vm` is dropped;
+            // nobody makes references to guest RAM.
+            unsafe { map_ram(&vm, slot as u32, region.gpa, region.bytes, host) }?;
+        }
+        let vcpus = (0..layout.vcpus).map(|_| VcpuCell::default()).collect();
+        let shared = Arc::new(Shared {
+            vm,
+            layout: layout.clone(),
+            vcpus,
+            scale,
+            msrs: Once::new(),
+            time: Mutex::default(),
+            tsc_control: Once::new(),
+            messages: RwLock::new(()),
+            pic_line: AtomicBool::new(false),
+            pins: Mutex::new([None; PINS]),
+            counters: Counters::default(),
+            sound: AtomicBool::new(true),
+            unsuited: Verdict::default(),
+        });
+        let _watch = Watch::start(&shared)?;
+        Ok(Self { shared, _watch })
+    }
+}
+
+impl KvmPartition {
+    /// What its vCPUs share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+fn enable(vm: &VmFd, cap: u32, argument: u64) -> io::Result<()> {
+    let mut cap = kvm_enable_cap { cap, ..kvm_enable_cap::default() };
+    cap.args[0] = argument;
+    vm.enable_cap(&cap).map_err(error)
+}
+
+impl Partition for KvmPartition {
+    // Halted vCPUs sleep in KVM, which wakes them.
+    fn create_vcpu(&self, id: u32, _: Arc<dyn Wake>) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(KvmVcpu::create(&self.shared, id)?))
+    }
+    fn irq_sink(&self) -> Arc<dyn IrqSink> {
+        Arc::new(Sink(self.shared.clone()))
+    }
+    fn msi_sink(&self) -> Arc<dyn MsiSink> {
+        Arc::new(Sink(self.shared.clone()))
+    }
+    // Everything that outlives a vCPU's `run` is in the vCPUs' states, or comes from the devices anew.
+    fn save(&self) -> Result<Vec<StateBlob>, EngineError> {
+        Ok(Vec::new())
+    }
+    fn restore(&self, blobs: &[StateBlob]) -> Result<(), RestoreError> {
+        match blobs.first() {
+            None => Ok(()),
+            Some(b) => Err(RestoreError::Kind { got: b.kind.clone(), expected: "nothing".into() }),
+        }
+    }
+    fn reset(&self) {
+        self.shared.pic_line.store(false, Ordering::SeqCst);
+    }
+    fn statistics(&self) -> Statistics {
+        self.shared.counters.statistics()
+    }
+}
+
+impl Shared {
+    /// Sends an interrupt message.
+    pub fn signal(&self, msi: Msi) {
+        match Message::from_msi(msi.address, msi.data) {
+            // KVM knows ExtINT at LINT0 only.
+            Some(message) if message.mode == DeliveryMode::ExtInt => {
+                if let Some(cell) = self.vcpus.get(message.destination as usize) {
+                    cell.extint.store(true, Ordering::SeqCst);
+                    cell.kick.nudge();
+                }
+            }
+            Some(_) => {
+                let _one_of_many = self.messages.read();
+                let msi = kvm_msi {
+                    address_lo: msi.address as u32,
+                    address_hi: (msi.address >> 32) as u32,
+                    data: msi.data,
+                    ..kvm_msi::default()
+                };
+                // A message for nobody is lost on hardware, too.
+                let _ = self.vm.signal_msi(msi);
+            }
+            None => {}
+        }
+    }
+
+    /// Tells KVM the messages of level-triggered pins.
+    fn set_pin(&self, pin: u32, msi: Msi) -> Result<(), EngineError> {
+        let mut pins = self.pins.lock();
+        let Some(place) = pins.get_mut(pin as usize).filter(|place| **place != Some(msi)) else {
+            return Ok(());
+        };
+        *place = Some(msi);
+        let entry = |(gsi, msi): (usize, &Option<Msi>)| {
+            let msi = (*msi)?;
+            let mut entry = kvm_irq_routing_entry {
+                gsi: gsi as u32,
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..kvm_irq_routing_entry::default()
+            };
+            entry.u.msi.address_lo = msi.address as u32;
+            entry.u.msi.address_hi = (msi.address >> 32) as u32;
+            entry.u.msi.data = msi.data | ASSERTED_LEVEL;
+            Some(entry)
+        };
+        let entries: Vec<_> = pins.iter().enumerate().filter_map(entry).collect();
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|e| EngineError::Host(format!("{e:?}")))?;
+        self.vm.set_gsi_routing(&table).map_err(|e| host(error(e)))
+    }
+}
+
+struct Sink(Arc<Shared>);
+
+impl IrqSink for Sink {
+    fn deliver(&self, msi: Msi) {
+        self.0.signal(msi);
+    }
+    fn set_ioapic_route(&self, pin: u32, msi: Option<Msi>, trigger: Trigger) {
+        // A masked pin's interrupt may still be in service: its last message stays.
+        if let Some(msi) = msi.filter(|_| trigger == Trigger::Level)
+            && let Err(error) = self.0.set_pin(pin, msi)
+        {
+            self.0.counters.fail(format!("KVM does not take the message of pin {pin}: {error}"));
+        }
+    }
+    fn pic_line_changed(&self, level: bool) {
+        self.0.pic_line.store(level, Ordering::SeqCst);
+        if let Some(boot) = self.0.vcpus.first().filter(|_| level) {
+            boot.kick.nudge();
+        }
+    }
+}
+
+impl MsiSink for Sink {
+    fn route(&self) -> Result<Box<dyn MsiRoute>, EngineError> {
+        Ok(Box::new(Route { shared: self.0.clone(), state: Mutex::new((Msi::default(), true)) }))
+    }
+}
+
+/// The message and whether it is masked.
+struct Route {
+    shared: Arc<Shared>,
+    state: Mutex<(Msi, bool)>,
+}
+
+impl MsiRoute for Route {
+    fn set(&self, msi: Msi) {
+        *self.state.lock() = (msi, false);
+    }
+    fn fire(&self) {
+        let (msi, masked) = *self.state.lock();
+        if !masked {
+            self.shared.signal(msi);
+        }
+    }
+    fn mask(&self, masked: bool) {
+        self.state.lock().1 = masked;
+    }
+}

@@ -1,0 +1,160 @@
+//! A KVM vCPU's state, to and from `VcpuState`.
+//!
+//! The order of a restore, and why:
+//! 1. XCR0, then the extended state that it covers;
+//! 2. control registers, segments, EFER and APIC_BASE: the local APIC's mode comes before its registers;
+//! 3. general registers (setting them clears what is pending), debug registers;
+//! 4. plain MSRs;
+//! 5. the local APIC, its timer not yet running;
+//! 6. the run state (HLT, waiting for SIPI);
+//! 7. events (interrupt shadow, NMI, exceptions, interrupts under way), which everything before may disturb;
+//! 8. messages that the APIC had not taken, as interrupt messages;
+//! 9. time (TSC, deadlines, kvmclock) when it runs next: `time.rs`.
+//!
+//! What KVM holds otherwise than the manual: an interrupt that it acknowledged but did not deliver goes back into the
+//! APIC's request register; INT n and INT3 under way are executed anew; the selectors of the last x87 instruction are
+//! lost, as on processors that have deprecated them.
+
+mod events;
+mod extended;
+mod lapic;
+mod registers;
+#[cfg(test)]
+mod tests;
+
+pub use lapic::ApicPage;
+
+use crate::ioctls::{error, get_sregs2, set_sregs2};
+use crate::msr::{self, KeptMsrs};
+use hypervisor::VcpuState;
+use hypervisor::state::RunState;
+use kvm_bindings::*;
+use kvm_ioctls::VcpuFd;
+use std::io;
+
+/// What of a state KVM holds, without the APIC and time.
+pub struct Processor<'a> {
+    /// The vCPU.
+    pub fd: &'a VcpuFd,
+    /// MSRs that KVM has.
+    pub msrs: &'a [u32],
+}
+
+impl Processor<'_> {
+    /// Reads it. `kept`: MSRs that KVM does not have.
+    pub fn read(&self, kept: &KeptMsrs) -> io::Result<VcpuState> {
+        let mut state = VcpuState::default();
+        registers::read(&mut state, &self.fd.get_regs().map_err(error)?, &get_sregs2(self.fd)?);
+        registers::read_debug(&mut state, &self.fd.get_debug_regs().map_err(error)?);
+        state.xcr0 = extended::xcr0(&self.fd.get_xcrs().map_err(error)?);
+        extended::read(&mut state, &self.fd.get_xsave().map_err(error)?);
+        state.msrs = self.read_msrs(kept)?;
+        state.run_state = match self.fd.get_mp_state().map_err(error)?.mp_state {
+            KVM_MP_STATE_HALTED => RunState::Halted,
+            KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED | KVM_MP_STATE_SIPI_RECEIVED => {
+                RunState::WaitForSipi
+            }
+            _ => RunState::Running,
+        };
+        events::read(&mut state, &self.fd.get_vcpu_events().map_err(error)?);
+        Ok(state)
+    }
+
+    /// Writes what differs from `old` (all of it without one). The MSRs that KVM refuses go to `kept`.
+    pub fn write(&self, state: &VcpuState, old: Option<&VcpuState>, kept: &mut KeptMsrs) -> io::Result<()> {
+        let differs = |part: fn(&VcpuState, &VcpuState) -> bool| old.is_none_or(|old| part(state, old));
+        if differs(|a, b| a.xcr0 != b.xcr0) {
+            self.fd.set_xcrs(&extended::to_xcrs(state.xcr0)).map_err(error)?;
+        }
+        if differs(|a, b| (&a.x87, &a.sse, &a.avx) != (&b.x87, &b.sse, &b.avx)) {
+            self.write_extended(state)?;
+        }
+        if differs(registers::system_differs) {
+            let mut sregs = get_sregs2(self.fd)?;
+            registers::to_sregs(state, &mut sregs);
+            set_sregs2(self.fd, &sregs)?;
+        }
+        if differs(|a, b| (a.gpr, a.rip, a.rflags) != (b.gpr, b.rip, b.rflags)) {
+            self.fd.set_regs(&registers::to_regs(state)).map_err(error)?;
+        }
+        if differs(|a, b| a.dr != b.dr) {
+            self.fd.set_debug_regs(&registers::to_debug(state)).map_err(error)?;
+        }
+        if differs(|a, b| a.msrs != b.msrs) {
+            self.write_msrs(state, old, kept)?;
+        }
+        Ok(())
+    }
+
+    /// Run state and events: after the APIC.
+    pub fn write_events(&self, state: &VcpuState) -> io::Result<()> {
+        let mp_state = match state.run_state {
+            RunState::Halted => KVM_MP_STATE_HALTED,
+            RunState::WaitForSipi => KVM_MP_STATE_INIT_RECEIVED,
+            RunState::Running | RunState::Shutdown => KVM_MP_STATE_RUNNABLE,
+        };
+        self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(error)?;
+        self.fd.set_vcpu_events(&events::to_kvm(state)).map_err(error)
+    }
+
+    fn write_extended(&self, state: &VcpuState) -> io::Result<()> {
+        // What of the area is not ours stays as it is.
+        let mut area = self.fd.get_xsave().map_err(error)?;
+        extended::write(state, &mut area);
+        // SAFETY: no feature is enabled whose state makes the area longer than the structure (AMX).
+        unsafe { self.fd.set_xsave(&area) }.map_err(error)
+    }
+
+    fn read_msrs(&self, kept: &KeptMsrs) -> io::Result<Vec<(u32, u64)>> {
+        let entry = |index: &u32| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() };
+        let entries: Vec<_> = self.msrs.iter().map(entry).collect();
+        let mut list = list(&entries)?;
+        let got = self.fd.get_msrs(&mut list).map_err(error)?;
+        if got != entries.len() {
+            return Err(io::Error::other(format!("MSR {:#x} cannot be read", entries[got].index)));
+        }
+        let mut all: Vec<_> = list.as_slice().iter().map(|e| (e.index, e.data)).collect();
+        all.retain(|(_, value)| *value != 0);
+        all.extend(kept.iter());
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    fn write_msrs(&self, state: &VcpuState, old: Option<&VcpuState>, kept: &mut KeptMsrs) -> io::Result<()> {
+        fn find(state: &VcpuState, number: u32) -> u64 {
+            state.msrs.iter().find(|(n, _)| *n == number).map_or(0, |(_, value)| *value)
+        }
+        kept.clear();
+        for (number, value) in state.msrs.iter().filter(|(number, _)| !self.msrs.contains(number)) {
+            kept.keep(*number, *value);
+        }
+        for number in self.msrs {
+            let value = find(state, *number);
+            if old.is_some_and(|old| find(old, *number) == value) {
+                continue;
+            }
+            let entry = kvm_msr_entry { index: *number, data: value, ..kvm_msr_entry::default() };
+            if self.fd.set_msrs(&list(&[entry])?).map_err(error)? != 1 && value != 0 {
+                return Err(io::Error::other(format!("MSR {number:#x} does not take {value:#x}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// MSRs of the state that this KVM has: found by asking a new vCPU.
+pub fn msrs_of(fd: &VcpuFd) -> io::Result<Vec<u32>> {
+    let mut here = Vec::new();
+    for number in msr::plain() {
+        let entry = kvm_msr_entry { index: number, ..kvm_msr_entry::default() };
+        let mut one = list(&[entry])?;
+        if !KeptMsrs::is_ours(number) && fd.get_msrs(&mut one).map_err(error)? == 1 {
+            here.push(number);
+        }
+    }
+    Ok(here)
+}
+
+fn list(entries: &[kvm_msr_entry]) -> io::Result<Msrs> {
+    Msrs::from_entries(entries).map_err(|e| io::Error::other(format!("{e:?}")))
+}

@@ -1,0 +1,148 @@
+//! The partition that a machine has at present, behind sinks that stay when it gets another one.
+//!
+//! Called by: devices and controllers (through [`IrqSink`], [`MsiSink`] and their routes), the machine (everything else).
+//!
+//! Invariants: what was told to the engine and outlives a message (routes, pins, the 8259's line) is remembered here and
+//! told to the next one; it is replaced only while vCPUs are parked and devices are quiet.
+//!
+//! Lock order: a route, or the pins → the partition's.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use hypervisor::{EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, Trigger};
+use sync::{Mutex, RwLock};
+
+struct Current {
+    partition: Arc<dyn Partition>,
+    irq: Arc<dyn IrqSink>,
+    msi: Arc<dyn MsiSink>,
+}
+
+impl Current {
+    fn new(partition: Box<dyn Partition>) -> Self {
+        let partition: Arc<dyn Partition> = partition.into();
+        Self { irq: partition.irq_sink(), msi: partition.msi_sink(), partition }
+    }
+}
+
+/// What a pin of the I/O APIC sends.
+type Pin = (Option<Msi>, Trigger);
+
+/// See the module's header.
+pub struct Switch {
+    current: RwLock<Current>,
+    pins: Mutex<BTreeMap<u32, Pin>>,
+    pic_line: AtomicBool,
+    routes: Mutex<Vec<Weak<Route>>>,
+}
+
+impl Switch {
+    /// Around a machine's first partition.
+    pub fn new(partition: Box<dyn Partition>) -> Arc<Self> {
+        Arc::new(Self {
+            current: RwLock::new(Current::new(partition)),
+            pins: Mutex::default(),
+            pic_line: AtomicBool::new(false),
+            routes: Mutex::default(),
+        })
+    }
+
+    /// The partition at present.
+    pub fn partition(&self) -> Arc<dyn Partition> {
+        self.current.read().partition.clone()
+    }
+
+    fn irq(&self) -> Arc<dyn IrqSink> {
+        self.current.read().irq.clone()
+    }
+
+    /// Where the chipset's interrupt controllers send.
+    pub fn irq_sink(self: &Arc<Self>) -> Arc<dyn IrqSink> {
+        Arc::new(Sinks(self.clone()))
+    }
+
+    /// Where MSI routes come from.
+    pub fn msi_sink(self: &Arc<Self>) -> Arc<dyn MsiSink> {
+        Arc::new(Sinks(self.clone()))
+    }
+
+    /// From now on `partition`; on an error all is as before.
+    pub fn replace(&self, partition: Box<dyn Partition>) -> Result<(), EngineError> {
+        let next = Current::new(partition);
+        let mut routes = self.routes.lock();
+        routes.retain(|route| route.strong_count() > 0);
+        let routes: Vec<_> = routes.iter().filter_map(Weak::upgrade).collect();
+        let renewed = routes.iter().map(|_| next.msi.route()).collect::<Result<Vec<_>, _>>()?;
+        for (route, renewed) in routes.iter().zip(renewed) {
+            let mut state = route.0.lock();
+            if let Some(msi) = state.msi {
+                renewed.set(msi);
+                renewed.mask(state.masked);
+            }
+            state.route = renewed;
+        }
+        for (pin, (msi, trigger)) in &*self.pins.lock() {
+            next.irq.set_ioapic_route(*pin, *msi, *trigger);
+        }
+        next.irq.pic_line_changed(self.pic_line.load(Ordering::SeqCst));
+        *self.current.write() = next;
+        Ok(())
+    }
+}
+
+struct Sinks(Arc<Switch>);
+
+impl IrqSink for Sinks {
+    fn deliver(&self, msi: Msi) {
+        self.0.irq().deliver(msi);
+    }
+    fn set_ioapic_route(&self, pin: u32, msi: Option<Msi>, trigger: Trigger) {
+        self.0.pins.lock().insert(pin, (msi, trigger));
+        self.0.irq().set_ioapic_route(pin, msi, trigger);
+    }
+    fn pic_line_changed(&self, level: bool) {
+        self.0.pic_line.store(level, Ordering::SeqCst);
+        self.0.irq().pic_line_changed(level);
+    }
+}
+
+impl MsiSink for Sinks {
+    fn route(&self) -> Result<Box<dyn MsiRoute>, EngineError> {
+        let route = self.0.current.read().msi.route()?;
+        let route = Arc::new(Route(Mutex::new(RouteState { route, msi: None, masked: true })));
+        let mut routes = self.0.routes.lock();
+        routes.retain(|route| route.strong_count() > 0);
+        routes.push(Arc::downgrade(&route));
+        Ok(Box::new(Handle(route)))
+    }
+}
+
+struct RouteState {
+    route: Box<dyn MsiRoute>,
+    /// As last set.
+    msi: Option<Msi>,
+    masked: bool,
+}
+
+struct Route(Mutex<RouteState>);
+
+struct Handle(Arc<Route>);
+
+impl MsiRoute for Handle {
+    fn set(&self, msi: Msi) {
+        let mut state = self.0.0.lock();
+        (state.msi, state.masked) = (Some(msi), false);
+        state.route.set(msi);
+    }
+    fn fire(&self) {
+        self.0.0.lock().route.fire();
+    }
+    fn mask(&self, masked: bool) {
+        let mut state = self.0.0.lock();
+        state.masked = masked;
+        state.route.mask(masked);
+    }
+}
