@@ -208,7 +208,7 @@ pub struct RunArgs {
         "clock_rate", "on_reset", "on_panic", "dry_run",
     ])]
     pub restore: Option<PathBuf>,
-    /// Say how it ended (or, with --dry-run, what it is) as JSON
+    /// Say how it ended (or, with --dry-run, what it is) as JSON, in the last line
     #[arg(long, help_heading = "Running")]
     pub json: bool,
     /// Say at the end what the processors did: instructions, CPU time, MIPS

@@ -255,8 +255,9 @@ fn mistakes_name_the_file_or_field_and_the_way_out() {
     std::fs::write(bench.path("wrong.toml"), "cpus = \"many\"").unwrap();
     let wrong = failed(&["run", "wrong.toml"]);
     assert_eq!(wrong.matches("invalid type").count(), 1, "{wrong}");
-    let json: serde_json::Value =
-        serde_json::from_str(&failed(&["run", "--json", "--kernel", "nowhere/vmlinuz"])).unwrap();
+    // The last line: above it may stand why the engine is not the host's KVM.
+    let end = failed(&["run", "--json", "--kernel", "nowhere/vmlinuz"]);
+    let json: serde_json::Value = serde_json::from_str(end.lines().last().unwrap()).unwrap();
     assert_eq!(json["code"], 1);
     assert!(json["message"].as_str().unwrap().contains("nowhere/vmlinuz"), "{json}");
     let json: serde_json::Value =
@@ -288,7 +289,6 @@ fn a_dry_run_prints_a_spec_that_runs() {
     assert_eq!(said(&again.stdout), said(&output.stdout));
     let output = bench.output(&["run", "vm.toml", "--json"]);
     assert_eq!(said(&output.stdout), "spec");
-    // Above it may stand why the engine is not the host's KVM.
     let end = said(&output.stderr);
     let end: serde_json::Value = serde_json::from_str(end.lines().last().unwrap()).unwrap();
     assert_eq!((&end["code"], &end["message"]), (&0.into(), &"the guest powered off".into()));
