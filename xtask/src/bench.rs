@@ -69,7 +69,8 @@ fn boot(options: &BootOptions) -> Result<f64> {
     setup::packages()?;
     let guest = Cache::of_user()?.fetch(guest_catalog::find(&options.guest)?, &mut Bars::new())?;
     let binary = workspace::bedplate("release")?;
-    let more = ["--statistics".to_string()].into_iter().chain(options.more.iter().cloned()).collect();
+    let mut more = trials::options(&options.more);
+    more.push("--statistics".into());
     let mut contenders = [
         contender("QEMU TCG, -cpu max", trials::qemu()?),
         contender("Bedplate", Vmm::Bedplate { binary, more }),

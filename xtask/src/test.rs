@@ -61,7 +61,7 @@ pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
 pub fn guests(summary: &mut Summary, tier: Tier, seed: u64) {
     let mut vmm = None;
     summary.step("build bedplate", || {
-        vmm = Some(Vmm::Bedplate { binary: workspace::bedplate("release")?, more: Vec::new() });
+        vmm = Some(Vmm::Bedplate { binary: workspace::bedplate("release")?, more: trials::engine("soft") });
         Ok(Outcome::Passed)
     });
     let Some(vmm) = vmm else {

@@ -58,7 +58,8 @@ pub fn run(options: &TrialOptions) -> Result<()> {
                 Some(binary) => binary.clone(),
                 None => workspace::bedplate("release")?,
             };
-            Vmm::Bedplate { binary, more: options.more.clone() }
+            let more = self::options(&options.more);
+            Vmm::Bedplate { binary, more }
         }
     };
     let tier = if options.all || options.row.is_some() { Tier::Campaign } else { Tier::Test };
@@ -96,6 +97,18 @@ pub fn run_rows(vmm: &Vmm, tier: Tier, name_contains: Option<String>, seed: u64)
             Outcome::NotRun(_) => {}
         });
     Ok(report)
+}
+
+/// The engine is never left to the host: a trial says what it tries.
+pub fn engine(name: &str) -> Vec<String> {
+    vec!["--engine".into(), name.into()]
+}
+
+/// The `soft` engine, unless another is asked for.
+pub fn options(more: &[String]) -> Vec<String> {
+    let mut all = if more.iter().any(|word| word == "--engine") { Vec::new() } else { engine("soft") };
+    all.extend_from_slice(more);
+    all
 }
 
 /// QEMU with TCG, which is installed by set-up.
