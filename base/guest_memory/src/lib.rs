@@ -6,7 +6,7 @@
 //! offset against the span's length, and no bug above this crate reaches other host memory.
 //!
 //! Guest and devices touch RAM concurrently. Accesses of 1–8 bytes are single host instructions (inline
-//! assembly: outside Rust's memory model, unaligned-safe, TSO as the guest expects).
+//! assembly: outside Rust's memory model, unaligned-safe, TSO as the guest expects), and so are aligned ones of 16.
 #![no_std]
 
 extern crate alloc;

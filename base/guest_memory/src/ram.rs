@@ -251,6 +251,35 @@ impl GuestRam {
         unsafe { access::compare_exchange_16(at, expected, new) }
     }
 
+    /// Reads 16 bytes: one access if `offset` is a multiple of 16, otherwise two of 8 bytes.
+    #[inline(always)]
+    pub fn load_16(&self, offset: u64) -> [u64; 2] {
+        let at = self.at(offset, 16);
+        // SAFETY: `at` checked the range, and the span is page-aligned.
+        unsafe {
+            if offset & 15 == 0 {
+                access::load_16(at)
+            } else {
+                [u64::raw_load(at), u64::raw_load(at.wrapping_add(8))]
+            }
+        }
+    }
+
+    /// Writes 16 bytes, as [`GuestRam::load_16`] reads them; tracking is the caller's.
+    #[inline(always)]
+    pub fn store_16(&self, offset: u64, value: [u64; 2]) {
+        let at = self.at(offset, 16);
+        // SAFETY: `at` checked the range, and the span is page-aligned.
+        unsafe {
+            if offset & 15 == 0 {
+                access::store_16(at, value);
+            } else {
+                u64::raw_store(at, value[0]);
+                u64::raw_store(at.wrapping_add(8), value[1]);
+            }
+        }
+    }
+
     /// Copies out of the span.
     pub fn load_bytes(&self, offset: u64, to: &mut [u8]) {
         let from = self.at(offset, to.len() as u64);

@@ -52,6 +52,12 @@ pub(crate) const ALIGNED_USER: u8 = 3;
 /// `RAM page` that no block has.
 pub(crate) const NO_PAGE: u64 = u64::MAX;
 
+/// The two words of 16 bytes.
+fn words_of(raw: [u8; 16]) -> [u64; 2] {
+    let value = u128::from_le_bytes(raw);
+    [value as u64, (value >> 64) as u64]
+}
+
 impl SoftCore {
     /// TLB index of implied supervisor accesses (descriptor tables, TSS): AC does not help them.
     fn system_index(&self) -> u8 {
@@ -117,6 +123,21 @@ impl SoftCore {
             return Ok(());
         }
         self.write_pieces(index, linear, &value.zext().to_le_bytes()[..T::BYTES as usize])
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_16_slow(&mut self, linear: u64) -> Result<[u64; 2], Fault> {
+        let mut raw = [0; 16];
+        self.read_pieces(self.cpu.mmu_index, linear, &mut raw)?;
+        Ok(words_of(raw))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_16_slow(&mut self, linear: u64, value: [u64; 2]) -> Result<(), Fault> {
+        let raw = u128::from(value[0]) | u128::from(value[1]) << 64;
+        self.write_pieces(self.cpu.mmu_index, linear, &raw.to_le_bytes())
     }
 
     /// Notes the data breakpoints that an access which the TLB did not serve hits.
@@ -187,6 +208,7 @@ impl SoftCore {
                 2 => to.copy_from_slice(&self.ram.load::<u16>(at).to_le_bytes()),
                 4 => to.copy_from_slice(&self.ram.load::<u32>(at).to_le_bytes()),
                 8 => to.copy_from_slice(&self.ram.load::<u64>(at).to_le_bytes()),
+                16 => to.copy_from_slice(self.ram.load_16(at).map(u64::to_le_bytes).as_flattened()),
                 _ => self.ram.load_bytes(at, to),
             },
             Target::Mmio(gpa) => {
@@ -202,7 +224,10 @@ impl SoftCore {
     fn write_target(&mut self, target: Target, from: &[u8]) {
         match target {
             Target::Ram(at) => {
-                self.ram.store_bytes(at, from);
+                match <[u8; 16]>::try_from(from) {
+                    Ok(raw) => self.ram.store_16(at, words_of(raw)),
+                    Err(_) => self.ram.store_bytes(at, from),
+                }
                 self.code_page_written(at >> 12);
             }
             Target::Mmio(gpa) => {
@@ -305,6 +330,25 @@ impl Core for SoftCore {
     #[inline(always)]
     fn store<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault> {
         self.store_at(self.cpu.mmu_index, linear, value)
+    }
+    #[inline(always)]
+    fn load_16(&mut self, linear: u64) -> Result<[u64; 2], Fault> {
+        let e = self.tlb.entry(self.cpu.mmu_index, linear);
+        let offset = linear ^ e.read;
+        if offset <= 4096 - 16 {
+            return Ok(self.ram.load_16(e.host + offset));
+        }
+        self.load_16_slow(linear)
+    }
+    #[inline(always)]
+    fn store_16(&mut self, linear: u64, value: [u64; 2]) -> Result<(), Fault> {
+        let e = self.tlb.entry(self.cpu.mmu_index, linear);
+        let offset = linear ^ e.write;
+        if offset <= 4096 - 16 {
+            self.ram.store_16(e.host + offset, value);
+            return Ok(());
+        }
+        self.store_16_slow(linear, value)
     }
     #[inline(always)]
     fn modify<T: Word>(&mut self, linear: u64, f: impl FnOnce(T) -> T) -> Result<T, Fault> {

@@ -20,6 +20,16 @@ pub trait Core: Sized {
     fn load<T: Word>(&mut self, linear: u64) -> Result<T, Fault>;
     /// Writes at the current privilege.
     fn store<T: Word>(&mut self, linear: u64, value: T) -> Result<(), Fault>;
+    /// Reads 16 bytes within a page at the current privilege, alignment checks done. One access if aligned, unless
+    /// there is no other processor.
+    fn load_16(&mut self, linear: u64) -> Result<[u64; 2], Fault> {
+        Ok([self.load(linear)?, self.load(linear.wrapping_add(8))?])
+    }
+    /// Writes 16 bytes, as `load_16` reads them.
+    fn store_16(&mut self, linear: u64, value: [u64; 2]) -> Result<(), Fault> {
+        self.store(linear, value[0])?;
+        self.store(linear.wrapping_add(8), value[1])
+    }
     /// Reads and writes one word without atomicity: `f` gives the new value. Faults before any change.
     fn modify<T: Word>(&mut self, linear: u64, f: impl FnOnce(T) -> T) -> Result<T, Fault>;
     /// As `modify`, atomic (LOCK): `f` may be called again when another vCPU interferes. Returns the old

@@ -1,7 +1,7 @@
 //! Memory operands of vector instructions.
 //!
-//! A value of up to 32 bytes moves in words when it stays within a page: then a fault shows before anything
-//! is written. Values that cross a page go by `load_bytes` and `store_bytes`, which check both pages first.
+//! A value that stays within a page moves in pieces of up to 16 bytes: a fault shows before anything is written.
+//! Values that cross a page go by `load_bytes` and `store_bytes`, which check both pages first.
 
 use crate::core::{Core, Fault};
 use crate::mode::ModeKey;
@@ -62,14 +62,10 @@ pub fn load<C: Core>(c: &mut C, linear: u64, bytes: u8) -> Result<V, Fault> {
     match bytes {
         4 => v[0] = u64::from(c.load::<u32>(linear)?),
         8 => v[0] = c.load(linear)?,
-        16 if within_page(linear, 16) => {
-            v[0] = c.load(linear)?;
-            v[1] = c.load(linear.wrapping_add(8))?;
-        }
+        16 if within_page(linear, 16) => [v[0], v[1]] = c.load_16(linear)?,
         32 if within_page(linear, 32) => {
-            for (i, word) in v.iter_mut().enumerate() {
-                *word = c.load(linear.wrapping_add(8 * i as u64))?;
-            }
+            [v[0], v[1]] = c.load_16(linear)?;
+            [v[2], v[3]] = c.load_16(linear.wrapping_add(16))?;
         }
         1 => v[0] = u64::from(c.load::<u8>(linear)?),
         2 => v[0] = u64::from(c.load::<u16>(linear)?),
@@ -92,15 +88,10 @@ pub fn store<C: Core>(c: &mut C, linear: u64, v: &V, bytes: u8) -> Result<(), Fa
     match bytes {
         4 => c.store(linear, v[0] as u32),
         8 => c.store(linear, v[0]),
-        16 if within_page(linear, 16) => {
-            c.store(linear, v[0])?;
-            c.store(linear.wrapping_add(8), v[1])
-        }
+        16 if within_page(linear, 16) => c.store_16(linear, [v[0], v[1]]),
         32 if within_page(linear, 32) => {
-            for (i, word) in v.iter().enumerate() {
-                c.store(linear.wrapping_add(8 * i as u64), *word)?;
-            }
-            Ok(())
+            c.store_16(linear, [v[0], v[1]])?;
+            c.store_16(linear.wrapping_add(16), [v[2], v[3]])
         }
         1 => c.store(linear, v[0] as u8),
         2 => c.store(linear, v[0] as u16),

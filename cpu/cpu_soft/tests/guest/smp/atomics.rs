@@ -140,3 +140,39 @@ fn stores_are_seen_in_order() {
     smp.run();
     assert_eq!(smp.get(SHARED + 0x80) as u32, 0);
 }
+
+/// Aligned loads and stores of 16 bytes are one access (SDM vol. 3, 9.1.1: what processors with AVX guarantee).
+#[test]
+fn aligned_vectors_are_never_torn() {
+    type Form = (&'static str, fn(&mut CodeAssembler), fn(&mut CodeAssembler));
+    let forms: [Form; 3] = [
+        (
+            "movaps",
+            |a| asm!(a; movaps(xmmword_ptr(rbx), xmm0);),
+            |a| asm!(a; movaps(xmm1, xmmword_ptr(rbx));),
+        ),
+        (
+            "movdqa",
+            |a| asm!(a; movdqa(xmmword_ptr(rbx), xmm0);),
+            |a| asm!(a; movdqa(xmm1, xmmword_ptr(rbx));),
+        ),
+        (
+            "vmovdqa",
+            |a| asm!(a; vmovdqa(xmmword_ptr(rbx), xmm0);),
+            |a| asm!(a; vmovdqa(xmm1, xmmword_ptr(rbx));),
+        ),
+    ];
+    for (name, store, load) in forms {
+        // Each stores its number into both halves, and every load finds two equal ones.
+        let smp = hammer(2, SHARED + 0x500, |a| {
+            let mut again = a.create_label();
+            asm!(a; movq(xmm0, rdi); movlhps(xmm0, xmm0); mov(ecx, 20););
+            a.set_label(&mut again).unwrap();
+            store(a);
+            load(a);
+            asm!(a; movq(rax, xmm1); pextrq(rdx, xmm1, 1); xor(rax, rdx); or(qword_ptr(rbx + 0x40), rax);
+                dec(ecx); jnz(again););
+        });
+        assert_eq!(smp.get(SHARED + 0x540), 0, "{name}");
+    }
+}
