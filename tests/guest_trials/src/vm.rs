@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use guest_catalog::{DiskFormat, Prepared};
@@ -274,6 +275,8 @@ pub struct Vm {
     escape_key: bool,
     command_line: String,
     messages: Arc<Mutex<Vec<u8>>>,
+    /// Reads the messages until the process closes them.
+    reader: Option<JoinHandle<()>>,
     console: Console,
     started: Instant,
 }
@@ -295,10 +298,11 @@ impl Vm {
         };
         let messages = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&messages);
-        std::thread::spawn(move || keep_messages(errors, &kept));
+        let reader = Some(std::thread::spawn(move || keep_messages(errors, &kept)));
         // Bedplate takes the escape key from terminals only: a pipe may carry any byte.
         let escape_key = config.terminal || !vmm.is_bedplate();
-        Ok(Self { child, escape_key, command_line, messages, console: Console::new(output, input), started })
+        let console = Console::new(output, input);
+        Ok(Self { child, escape_key, command_line, messages, reader, console, started })
     }
 
     /// The console.
@@ -320,6 +324,10 @@ impl Vm {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
+                // Its last words may still be in the pipe.
+                if let Some(reader) = self.reader.take() {
+                    let _ = reader.join();
+                }
                 return Ok(Exit::of(status));
             }
             if start.elapsed() > patience {
@@ -447,6 +455,16 @@ mod tests {
         assert_eq!(good.status.code(), Some(7));
         let bad = run("stty raw");
         assert!(String::from_utf8_lossy(&bad.stdout).contains(TERMINAL_CHANGED));
+    }
+
+    #[test]
+    fn the_last_words_are_there_when_it_has_ended() {
+        let vmm = Vmm::Bedplate { binary: "/bin/sh".into(), more: Vec::new() };
+        for _ in 0..50 {
+            let mut vm = Vm::start(&vmm, &config()).unwrap();
+            vm.wait(Duration::from_secs(30)).unwrap();
+            assert!(!vm.messages().is_empty());
+        }
     }
 
     #[test]
