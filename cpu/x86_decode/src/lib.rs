@@ -40,8 +40,10 @@ pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Deco
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         return match decoder.last_error() {
-            DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => Decoded::NeedMore,
-            DecoderError::NoMoreBytes => Decoded::TooLong,
+            DecoderError::NoMoreBytes => Decoded::NeedMore,
+            // With 15 bytes at hand iced calls what wants more just invalid; but it has taken all of them. (So it has of
+            // an invalid instruction of exactly 15 bytes, which gets #GP for #UD.)
+            _ if decoder.position() == MAX_LENGTH => Decoded::TooLong,
             _ => Decoded::Invalid,
         };
     }

@@ -533,7 +533,7 @@ const SAVED_FUNCTION_V1: &str = concat!(
 const SAVED_PORT_V1: &str = "0100090000000400041900011a0001040000000000";
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
     /// Any sequence of configuration accesses, with what it lets through to BARs: nothing panics, and no
     /// region ends up outside of the windows.
     #[test]

@@ -487,7 +487,7 @@ device::device_conformance!(blk_conforms, || loose(blk(&MemoryDisk::new())), &[0
 });
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 2))]
     /// Rings full of noise near valid values: nothing panics, nothing runs for ever, a reset helps.
     #[test]
     fn hostile_rings(

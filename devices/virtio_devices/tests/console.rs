@@ -223,7 +223,7 @@ device::device_conformance!(console_conforms, || loose(two_ports()), &[0x4000, 0
 });
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 3))]
     #[test]
     fn hostile_rings(
         words in proptest::collection::vec((0u64..0x6000, 0u64..5, any::<u32>()), 0..300),

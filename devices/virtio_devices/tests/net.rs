@@ -240,12 +240,53 @@ fn entropy_fills_buffers() {
 device::device_conformance!(net_conforms, || loose(net(&Wire::default())), &[0x4000, 0x1000], |f| {
     f.as_io().unwrap().io_write(0, 0x14, &[1]).unwrap();
 });
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 3))]
+    #[test]
+    fn hostile_rings_of_entropy(
+        words in proptest::collection::vec((0u64..0x60, 0u64..4, any::<u32>()), 0..80),
+        heads in proptest::collection::vec(any::<u16>(), 1..40),
+        features in prop_oneof![Just(0u64), Just(RING_EVENT_IDX | RING_INDIRECT_DESC)],
+    ) {
+        let mut board = Board::new();
+        let function = board.plug(Rng::new(Box::new(Count(0))));
+        let driver = Driver::probe(&board, 1);
+        assert!(driver.negotiate(features));
+        let mut rings = driver.queue(0, 8, RX_RINGS, features);
+        driver.ready();
+        for (at, kind, value) in words {
+            let near = match kind {
+                0 => u64::from(value),
+                1 => RX_RINGS | u64::from(value & 0x7FF),
+                2 => u64::from(value & 7) << 48 | u64::from(value & 7) << 32 | 512,
+                _ => BUFFERS | u64::from(value & 0xFFFF),
+            };
+            board.ram.store(RX_RINGS + 8 * at, near);
+        }
+        for head in heads {
+            rings.publish(head % 12);
+            rings.kick();
+            board.settle();
+        }
+        let saved = function.lock().save().unwrap();
+        function.lock().restore(&saved).unwrap();
+        function.lock().resume();
+        board.settle();
+        assert!(driver.negotiate(0));
+        let mut rings = driver.queue(0, 8, RX_RINGS, 0);
+        driver.ready();
+        rings.add(&[(BUFFERS, 5, true)]);
+        rings.kick();
+        prop_assert_eq!(rings.used(), [(0, 5)]);
+    }
+}
+
 device::device_conformance!(rng_conforms, || loose(Rng::new(Box::new(Count(0)))), &[0x4000, 0x1000], |f| {
     f.as_io().unwrap().io_write(0, 0x14, &[3]).unwrap();
 });
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 3))]
     #[test]
     fn hostile_rings(
         words in proptest::collection::vec((0u64..0x2000, 0u64..5, any::<u32>()), 0..300),

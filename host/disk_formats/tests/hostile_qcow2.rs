@@ -73,8 +73,6 @@ fn try_image(bytes: &[u8], read_only: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn flipped_and_cut_images_are_survived(
         flips in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..8),
@@ -178,4 +176,20 @@ fn an_image_whose_header_is_not_counted_is_never_written() {
         disk.read_at(&mut first, 0).unwrap();
         assert_eq!((first[0], first[512]), (0, 1));
     }
+}
+
+#[test]
+fn a_chain_that_leads_back_to_itself_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("loop.qcow2");
+    let mut image = good().to_vec();
+    // No header extensions; the name behind them.
+    image[104..120].fill(0);
+    image[8..16].copy_from_slice(&120u64.to_be_bytes());
+    image[16..20].copy_from_slice(&10u32.to_be_bytes());
+    image[120..130].copy_from_slice(b"loop.qcow2");
+    std::fs::write(&path, &image).unwrap();
+    let spec = DiskSpec { read_only: true, backing_allow: vec![path.clone()], ..DiskSpec::new(&path) };
+    let error = open(&spec).unwrap_err().to_string();
+    assert!(error.contains("backing chain: more than 16 images"), "{error}");
 }

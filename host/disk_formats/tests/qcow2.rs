@@ -93,7 +93,7 @@ fn apply(disk: &dyn Disk, model: &mut [u8], ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 20))]
     #[test]
     fn qemu_reads_what_we_wrote(ops in proptest::collection::vec(op(), 1..40), variant in 0usize..4) {
         let dir = tempfile::tempdir().unwrap();

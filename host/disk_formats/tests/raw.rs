@@ -173,7 +173,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 8))]
     #[test]
     fn a_disk_behaves_like_an_array(ops in proptest::collection::vec(op(), 1..40)) {
         let (_dir, path) = image(SIZE);

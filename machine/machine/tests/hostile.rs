@@ -2,7 +2,7 @@
 
 use machine::testing::TestMachine;
 use machine::{Request, RequestQueue};
-use machine_spec::layout;
+use machine_spec::layout::{self, port};
 use proptest::prelude::*;
 
 /// Registers of the board, as first address and bytes.
@@ -42,16 +42,77 @@ fn every_port_and_register_at_every_width() {
     let test = TestMachine::started();
     for (base, bytes) in places(&test) {
         for at in base..base + bytes {
-            for width in [1, 2, 4, 8] {
+            // Odd widths are what a page boundary leaves of a wider access.
+            for width in 1..=8 {
                 test.read(at, width);
                 for value in [0, u64::MAX, 0x5A5A_5A5A_5A5A_5A5A] {
                     test.write(at, width, value);
                 }
             }
         }
+        // Across its end, too.
+        for at in base + bytes - 8..base + bytes + 8 {
+            test.write(at, 8, u64::MAX);
+            test.read(at, 8);
+        }
         test.host.advance(1_000);
     }
+    for at in [u64::MAX, u64::MAX - 7, 1 << 63, 1 << 46, layout::HIGH_RAM_START, layout::HIGH_RAM_START - 4] {
+        test.write(at, 8, u64::MAX);
+        assert_eq!(test.read(at, 8), u64::MAX);
+    }
     still_works(&test);
+}
+
+/// Configuration space of every function, all of it, through ECAM and the ports; and of those that are not there.
+#[test]
+fn every_configuration_register_of_every_function() {
+    let test = TestMachine::started();
+    let present = |at: u64| test.read(at, 2) != 0xFFFF;
+    let mut found = 0;
+    for devfn in 0..256u64 {
+        let function = layout::ECAM.start.0 + (devfn << 12);
+        if !present(function) {
+            absent(&test, devfn << 12);
+            continue;
+        }
+        found += 1;
+        for offset in 0..0x1000 {
+            for width in 1..=8 {
+                test.read(function + offset, width);
+                for value in [0, u64::MAX, 0x5A5A_5A5A_5A5A_5A5A] {
+                    test.write(function + offset, width, value);
+                }
+            }
+        }
+        for offset in 0..0x100 {
+            test.port_out(port::PCI_CONFIG, 4, 1 << 31 | devfn << 8 | (offset & 0xFC));
+            for width in [1, 2, 4] {
+                let data = port::PCI_CONFIG + 4 + (offset & 3) as u16;
+                test.port_in(data, width);
+                test.port_out(data, width, 0xA5A5_A5A5);
+            }
+        }
+        // Whatever its BARs say now: fixed chips and ECAM are still where they were.
+        assert!(present(layout::ECAM.start.0) && test.read(layout::HPET.start.0, 4) & 0xFF00 != 0xFF00);
+    }
+    assert_eq!(found, 10, "host bridge, four devices, four root ports, LPC bridge");
+    // Whatever bus numbers the ports were given, and where no bus is.
+    for bus in 1..256u64 {
+        for devfn in [0, 1, 8, 255] {
+            absent(&test, bus << 20 | devfn << 12);
+        }
+    }
+    still_works(&test);
+}
+
+/// A function where nothing may answer but the root ports' own buses, which are empty.
+fn absent(test: &TestMachine, function: u64) {
+    for offset in [0u64, 4, 0x10, 0x3C, 0xFF, 0x100, 0xFFC] {
+        let at = layout::ECAM.start.0 + function + offset;
+        test.write(at, 4, 0);
+        assert_eq!(test.read(at, 4), 0xFFFF_FFFF, "{function:#x}");
+    }
 }
 
 /// Whatever the guest did: the machine can be stopped, saved, and reset to a new one.
@@ -116,7 +177,7 @@ fn play(test: &TestMachine, places: &[(u64, u64)], act: &Act) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 6))]
     #[test]
     fn no_order_of_accesses_breaks_the_board(acts in proptest::collection::vec(act(), 0..400)) {
         let test = TestMachine::started();

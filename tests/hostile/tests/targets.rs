@@ -1,14 +1,14 @@
-//! Every fuzz target with random bytes: `PROPTEST_CASES` or `BEDPLATE_CAMPAIGN` make it more than a few.
+//! Every fuzz target with random bytes; a campaign's `PROPTEST_CASES` makes it more in proportion.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-/// Runs target `name` on `cases` inputs of at most `bytes` bytes.
+/// Runs target `name` on `cases` inputs (per 256 of proptest's own number) of at most `bytes` bytes.
 fn check(name: &str, cases: u32, bytes: usize) {
     let (_, run) = hostile::TARGETS.iter().find(|(target, _)| *target == name).expect("a target's name");
-    let more = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    let cases = more.unwrap_or(cases);
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let default = ProptestConfig::default();
+    let cases = (u64::from(default.cases) * u64::from(cases) / 256) as u32;
+    let config = ProptestConfig { cases, failure_persistence: None, ..default };
     let input = proptest::collection::vec(any::<u8>(), 0..bytes);
     let result = TestRunner::new(config).run(&input, |data| {
         run(&data);

@@ -133,7 +133,7 @@ fn echo_over_bad_link(data: &[u8], seed: u64, trouble_percent: u64) -> Option<Ve
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 3))]
 
     #[test]
     fn tcp_carries_its_bytes_over_a_bad_link(seed in any::<u64>(), len in 0usize..60_000, trouble in prop_oneof![Just(0u64), 0u64..20]) {

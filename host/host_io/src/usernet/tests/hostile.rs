@@ -71,7 +71,7 @@ fn hostile_frame(event: &Hostile, numbers: &HashMap<u16, i32>) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 3))]
 
     #[test]
     fn no_frame_is_a_surprise(
