@@ -40,6 +40,7 @@ pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Deco
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         return match decoder.last_error() {
+DecoderError::NoMoreBytes if undefined_as_it_is(bytes, bitness) => Decoded::Invalid,
             DecoderError::NoMoreBytes => Decoded::NeedMore,
             // With 15 bytes at hand iced calls what wants more just invalid; but it has taken all of them. (So it has of
             // an invalid instruction of exactly 15 bytes, which gets #GP for #UD.)
@@ -48,6 +49,25 @@ pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Deco
         };
     }
     if allowed(&instruction, features) { Decoded::Instruction(instruction) } else { Decoded::Invalid }
+}
+
+/// Whether the bytes end with an opcode that is undefined without a ModRM byte, so that a processor does not ask for
+/// more: iced wants one behind every undefined opcode. What Intel's processors do; the others are behind ModRM.
+fn undefined_as_it_is(bytes: &[u8], bitness: u32) -> bool {
+    let is_prefix = |b: &u8| match b {
+        0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3 => true,
+        0x40..=0x4F => bitness == 64,
+        _ => false,
+    };
+    let opcode = &bytes[bytes.iter().take_while(|b| is_prefix(b)).count()..];
+    match opcode {
+        [0x06 | 0x07 | 0x0E | 0x16 | 0x17 | 0x1E | 0x1F | 0x27 | 0x2F | 0x37 | 0x3F] => bitness == 64,
+        [0x60 | 0x61 | 0xCE | 0xD6] => bitness == 64,
+        // A group with one member, which AMD once gave to XOP.
+        [0x8F, modrm, ..] => modrm & 0x38 != 0,
+        [0x0F, 0x04 | 0x0A | 0x0C | 0x0E | 0x0F | 0x24..=0x27 | 0x36 | 0x37] => true,
+        _ => false,
+    }
 }
 
 fn decoder_options(features: FeatureSet) -> u32 {

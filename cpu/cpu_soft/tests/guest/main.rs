@@ -10,6 +10,7 @@ mod harness;
 mod hostile;
 mod interrupts;
 mod modes;
+mod page_ends;
 mod paging;
 mod segments;
 mod self_modifying;
