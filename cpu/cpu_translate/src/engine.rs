@@ -73,13 +73,9 @@ pub struct ExitSite {
     pub same_page: Option<u64>,
 }
 
-/// An entry of the table of indirect branches, as emitted code reads it.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct TableEntry {
-    linear: u64,
-    code: u64,
-}
+/// An entry of the table of indirect branches, as emitted code reads it: linear address, code. (An array of plain words:
+/// the allocator gives these zeroed.)
+type TableEntry = [u64; 2];
 
 /// What, besides place and bytes, decides what code a block becomes.
 struct Context {
@@ -158,8 +154,7 @@ impl Engine {
             self.clear();
             self.contexts.clear();
         }
-        let table = vec![TableEntry { linear: NOWHERE, code: 0 }; TABLE_ENTRIES].into_boxed_slice();
-        self.contexts.push(Context { mode, mmu_index, masked: masks_all(core), table });
+        self.contexts.push(Context { mode, mmu_index, masked: masks_all(core), table: empty_table() });
         Some(self.contexts.len() as u8 - 1)
     }
 
@@ -190,7 +185,7 @@ impl Engine {
         let b = self.blocks[id as usize];
         self.memory.patch(b.guard, &core.claim_exec_id(b.linear).to_le_bytes());
         let table = &mut self.contexts[usize::from(b.context)].table;
-        table[b.linear as usize & (TABLE_ENTRIES - 1)] = TableEntry { linear: b.linear, code: b.guarded };
+        table[b.linear as usize & (TABLE_ENTRIES - 1)] = [b.linear, b.guarded];
         b.guarded
     }
 
@@ -204,7 +199,7 @@ impl Engine {
         let Some(context) = self.context(core) else { return self.thunks.leave };
         let linear = core.cpu.gpr[RIP];
         let e = self.contexts[usize::from(context)].table[linear as usize & (TABLE_ENTRIES - 1)];
-        if e.linear == linear { e.code } else { self.known(core, context) }
+        if e[0] == linear { e[1] } else { self.known(core, context) }
     }
 
     /// As `go_on`, when the table's entry cannot be trusted.
@@ -243,6 +238,9 @@ impl Engine {
     }
 
     fn clear(&mut self) {
+        if self.blocks.is_empty() {
+            return;
+        }
         self.memory.truncate(self.fixed);
         self.sites.clear();
         self.blocks.clear();
@@ -250,9 +248,17 @@ impl Engine {
         self.by_place.clear();
         self.by_page.clear();
         for c in &mut self.contexts {
-            c.table.fill(TableEntry { linear: NOWHERE, code: 0 });
+            c.table = empty_table();
         }
     }
+}
+
+/// A table that nothing is found in: an address has its own slot, so that only slot 0 must not hold address 0. Zeroed
+/// memory costs nothing until it is used.
+fn empty_table() -> Box<[TableEntry]> {
+    let mut table = vec![[0; 2]; TABLE_ENTRIES].into_boxed_slice();
+    table[0][0] = NOWHERE;
+    table
 }
 
 /// Whether MXCSR masks every exception.
@@ -303,8 +309,8 @@ impl Translator for Engine {
             self.memory.patch(b.guarded, &jump);
             let table = &mut self.contexts[usize::from(b.context)].table;
             let e = &mut table[b.linear as usize & (TABLE_ENTRIES - 1)];
-            if e.code == b.guarded {
-                *e = TableEntry { linear: NOWHERE, code: 0 };
+            if e[1] == b.guarded {
+                *e = [NOWHERE, 0];
             }
         }
     }
