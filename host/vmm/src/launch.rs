@@ -78,27 +78,35 @@ pub struct Ended {
     pub statistics: Statistics,
 }
 
-/// Runs the VM of a resolved spec to its end.
-pub fn run(vm: &VmSpec) -> Result<Ended, LaunchError> {
+/// Says something to people before the guest does.
+pub type Say<'a> = &'a dyn Fn(&str);
+
+/// Runs the VM of a resolved spec to its end. `say` hears why its engine is not the one that may be expected.
+pub fn run(vm: &VmSpec, say: Say<'_>) -> Result<Ended, LaunchError> {
     let mut spec = MachineSpec::try_from(vm)?;
-    let engine = choose(vm.engine)?;
+    let engine = choose(vm.engine, say)?;
     // A new guest's TSC may run at any rate: so that its engine can give it without scaling.
     if let Some(khz) = engine.capabilities().tsc_khz {
         spec.clock.tsc_khz = khz;
     }
-    launch(vm, spec, engine, true, |machine, host| Ok(machine.boot(host)?))
+    launch(vm, spec, engine, say, true, |machine, host| Ok(machine.boot(host)?))
 }
 
-fn choose(choice: EngineChoice) -> Result<Box<dyn Hypervisor>, LaunchError> {
+fn choose(choice: EngineChoice, say: Say<'_>) -> Result<Box<dyn Hypervisor>, LaunchError> {
     let chosen = engine::choose(choice)?;
     if let Some(note) = chosen.note {
-        eprintln!("bedplate: {note}");
+        say(&note);
     }
     Ok(chosen.engine)
 }
 
 /// Brings a saved VM back and runs it to its end; `name` and `engine` are its from now on, if it gets others.
-pub fn restore(file: &Path, name: Option<&str>, engine: Option<EngineChoice>) -> Result<Ended, LaunchError> {
+pub fn restore(
+    file: &Path,
+    name: Option<&str>,
+    engine: Option<EngineChoice>,
+    say: Say<'_>,
+) -> Result<Ended, LaunchError> {
     let saved = SavedVm::open(file)?;
     let mut vm = saved.vm.clone();
     if let Some(name) = name {
@@ -107,8 +115,8 @@ pub fn restore(file: &Path, name: Option<&str>, engine: Option<EngineChoice>) ->
     }
     vm.engine = engine.unwrap_or(vm.engine);
     let spec = saved.machine.clone();
-    let engine = choose(vm.engine)?;
-    launch(&vm, spec, engine, false, |machine, host| Ok(saved.restore(machine, host)?))
+    let engine = choose(vm.engine, say)?;
+    launch(&vm, spec, engine, say, false, |machine, host| Ok(saved.restore(machine, host)?))
 }
 
 /// Builds the machine, has `prepare` give it what it starts with, and runs it.
@@ -116,6 +124,7 @@ fn launch(
     vm: &VmSpec,
     spec: MachineSpec,
     engine: Box<dyn Hypervisor>,
+    say: Say<'_>,
     booted_here: bool,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
 ) -> Result<Ended, LaunchError> {
@@ -140,7 +149,7 @@ fn launch(
     let on_panic = panic_timer(&events, &watch, &requests, vm.on_panic);
     let device_events = DeviceEvents::new(events.handle(), clock.clone());
     let host = Arc::new(Host::new(vm.clone(), device_events, requests.clone(), watch.clone(), on_panic));
-    let machine = Arc::new(build(vm, spec, &*engine, &host, &requests)?);
+    let machine = Arc::new(build(vm, spec, &*engine, &host, &requests, say)?);
     prepare(&machine, &host)?;
     leave_frozen_disks(&host)?;
     let saves = Arc::new(SaveJobs::default());
@@ -186,14 +195,15 @@ fn build(
     engine: &dyn Hypervisor,
     host: &Host,
     requests: &Arc<RequestQueue>,
+    say: Say<'_>,
 ) -> Result<Machine, LaunchError> {
     let on = |engine: &dyn Hypervisor, spec| {
         Machine::build(spec, &Parts { engine, host, requests: requests.clone() })
     };
     match on(engine, spec.clone()) {
         Err(BuildError::Engine(error)) if vm.engine == EngineChoice::Auto => {
-            let other = choose(engine::EVERYWHERE)?;
-            eprintln!("bedplate: engine {}, because: {error}", other.capabilities().name);
+            let other = choose(engine::EVERYWHERE, say)?;
+            say(&format!("engine {}, because: {error}", other.capabilities().name));
             Ok(on(&*other, spec)?)
         }
         built => Ok(built?),

@@ -7,9 +7,15 @@ use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmS
 
 /// Runs it.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    // For scripts there is one line of JSON and no other.
+    let say = |text: &str| {
+        if !args.json {
+            eprintln!("bedplate: {text}");
+        }
+    };
     if let Some(file) = &args.restore {
         return Ok(ended(
-            &vmm::launch::restore(file, args.name.as_deref(), args.engine.map(EngineChoice::from))?,
+            &vmm::launch::restore(file, args.name.as_deref(), args.engine.map(EngineChoice::from), &say)?,
             args,
         ));
     }
@@ -29,7 +35,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if on_terminal && !args.json && spec.serial.iter().chain(&spec.consoles).any(|end| end == "stdio") {
         eprintln!("bedplate: Ctrl-A x ends the VM, Ctrl-A h shows the keys");
     }
-    Ok(ended(&vmm::launch::run(&spec)?, args))
+    Ok(ended(&vmm::launch::run(&spec, &say)?, args))
 }
 
 /// Says how it ended; on standard error, because standard output is the guest's.
