@@ -40,7 +40,7 @@ pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Deco
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         return match decoder.last_error() {
-DecoderError::NoMoreBytes if undefined_as_it_is(bytes, bitness) => Decoded::Invalid,
+            DecoderError::NoMoreBytes if undefined_as_it_is(bytes, bitness) => Decoded::Invalid,
             DecoderError::NoMoreBytes => Decoded::NeedMore,
             // With 15 bytes at hand iced calls what wants more just invalid; but it has taken all of them. (So it has of
             // an invalid instruction of exactly 15 bytes, which gets #GP for #UD.)
