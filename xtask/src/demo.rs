@@ -10,7 +10,7 @@ use clap::Args;
 use guest_catalog::Cache;
 
 use crate::progress::Bars;
-use crate::{exec, setup, workspace};
+use crate::{exec, setup, trials, workspace};
 
 #[derive(Debug, Args)]
 pub struct DemoOptions {
@@ -52,7 +52,8 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         command.arg("--disk").arg(format!("{},format={}", disk.display(), format.name()));
     }
     command.args(["--net", "user", "--cpus", &options.cpus.to_string(), "--memory", &options.memory]);
-    command.args(&options.more);
+    // The proven engine, whatever the host offers, unless another is asked for.
+    command.args(trials::options(&options.more));
     eprintln!("\n{} on this terminal; Ctrl-A x stops it, Ctrl-A h helps.", guest.summary);
     // The VM takes this process's place: its terminal, its signals, its exit code.
     let error = command.exec();

@@ -27,7 +27,6 @@ pub fn index_of(kind: &str, key: &HostKey) -> Option<usize> {
 /// What a VM without a name is called in the machine.
 pub const UNNAMED: &str = "vm";
 
-const QUEUE_SIZE: u16 = 256;
 const NO_KERNEL: &str = "name the kernel to boot with --kernel, or under [boot] in the spec file";
 
 impl TryFrom<&VmSpec> for MachineSpec {
@@ -92,8 +91,6 @@ fn devices(vm: &VmSpec, name: &str) -> Result<Vec<DeviceSpec>, SpecError> {
             read_only: disk.read_only,
             serial: format!("bedplate-disk{index}"),
             discard: !disk.ignore_discard && !disk.read_only,
-            queues: vm.cpus.clamp(1, 4) as u16,
-            queue_size: QUEUE_SIZE,
             slot: None,
         }));
     }
@@ -102,8 +99,6 @@ fn devices(vm: &VmSpec, name: &str) -> Result<Vec<DeviceSpec>, SpecError> {
             id: format!("net{index}"),
             mac: Mac(net.mac_address(name, index)?),
             backend: key("net", index),
-            queue_pairs: 1,
-            queue_size: QUEUE_SIZE,
             slot: None,
         }));
     }

@@ -22,6 +22,7 @@ use hypervisor::Hypervisor;
 use hypervisor::Statistics;
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -128,6 +129,10 @@ fn launch(
     booted_here: bool,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
 ) -> Result<Ended, LaunchError> {
+    let on_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    if on_terminal && vm.serial.iter().chain(&vm.consoles).any(|end| end == "stdio") {
+        say("Ctrl-A x ends the VM, Ctrl-A h shows the keys");
+    }
     // Before the first thread: all inherit the mask.
     let signals = EndSignals::block()?;
     let bell = Arc::new(Bell::default());

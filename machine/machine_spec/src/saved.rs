@@ -200,10 +200,9 @@ impl SavedState for BlkSpec {
     const VERSION: u32 = 1;
 
     fn encode(&self, w: &mut FieldWriter) {
-        let Self { id, disk, read_only, serial, discard, queues, queue_size, slot } = self;
+        let Self { id, disk, read_only, serial, discard, slot } = self;
         w.text(1, id).text(2, &disk.0).flag(3, *read_only).text(4, serial).flag(5, *discard);
-        w.uint(6, *queues).uint(7, *queue_size);
-        put_slot(w, 8, *slot);
+        put_slot(w, 6, *slot);
     }
 
     fn decode(r: &mut Fields<'_>) -> Decoded<Self> {
@@ -213,9 +212,7 @@ impl SavedState for BlkSpec {
             read_only: r.flag(3)?,
             serial: r.text(4, limit::SERIAL)?,
             discard: r.flag(5)?,
-            queues: r.uint(6)?,
-            queue_size: r.uint(7)?,
-            slot: optional_slot(r, 8)?,
+            slot: optional_slot(r, 6)?,
         })
     }
 }
@@ -225,9 +222,9 @@ impl SavedState for NetSpec {
     const VERSION: u32 = 1;
 
     fn encode(&self, w: &mut FieldWriter) {
-        let Self { id, mac, backend, queue_pairs, queue_size, slot } = self;
-        w.text(1, id).bytes(2, &mac.0).text(3, &backend.0).uint(4, *queue_pairs).uint(5, *queue_size);
-        put_slot(w, 6, *slot);
+        let Self { id, mac, backend, slot } = self;
+        w.text(1, id).bytes(2, &mac.0).text(3, &backend.0);
+        put_slot(w, 4, *slot);
     }
 
     fn decode(r: &mut Fields<'_>) -> Decoded<Self> {
@@ -235,9 +232,7 @@ impl SavedState for NetSpec {
             id: r.text(1, limit::ID)?,
             mac: Mac(r.array(2)?),
             backend: HostKey(r.text(3, limit::KEY)?),
-            queue_pairs: r.uint(4)?,
-            queue_size: r.uint(5)?,
-            slot: optional_slot(r, 6)?,
+            slot: optional_slot(r, 4)?,
         })
     }
 }
@@ -340,16 +335,12 @@ pub(crate) mod tests {
                     read_only: true,
                     serial: "S-1".into(),
                     discard: true,
-                    queues: 2,
-                    queue_size: 128,
                     slot: None,
                 }),
                 DeviceSpec::Net(NetSpec {
                     id: "nic0".into(),
                     mac: Mac([0x52, 0x54, 0, 1, 2, 3]),
                     backend: key("user"),
-                    queue_pairs: 1,
-                    queue_size: 256,
                     slot: Some(PciSlot { bus: 0, device: 7, function: 0 }),
                 }),
                 DeviceSpec::Console(ConsoleSpec { id: "hvc0".into(), stream: None, slot: None }),
@@ -376,12 +367,12 @@ pub(crate) mod tests {
          020001000000040300090000007838362d36342d76330400140000001000000001000300000073686102000100000001\
          0500010000002e0400240000000100040000000000004002000400000000000080030001000000020400030000000000\
          2005002b0000000100060000006b65726e656c020006000000696e6974726403000d000000636f6e736f6c653d747479\
-         533006001e00000001000300000080841e0200010000000103000100000002040001000000010700e700000018000000\
-         0180010000000102800b000000020005000000737464696f480000000180010000000202803b00000001000500000064\
-         69736b300200050000006469736b3003000100000001040003000000532d310500010000000106000100000002070001\
-         0000008045000000018001000000030280380000000100040000006e6963300200060000005254000102030300040000\
-         0075736572040001000000010500020000000001060003000000000700170000000180010000000402800a0000000100\
-         0400000068766330170000000180010000000502800a000000010004000000726e6730";
+         533006001e00000001000300000080841e0200010000000103000100000002040001000000010700ca00000018000000\
+         0180010000000102800b000000020005000000737464696f3a0000000180010000000202802d00000001000500000064\
+         69736b300200050000006469736b3003000100000001040003000000532d310500010000000136000000018001000000\
+         030280290000000100040000006e69633002000600000052540001020303000400000075736572040003000000000700\
+         170000000180010000000402800a00000001000400000068766330170000000180010000000502800a00000001000400\
+         0000726e6730";
 
     #[test]
     fn an_unknown_device_is_refused() {

@@ -238,10 +238,6 @@ pub struct BlkSpec {
     pub serial: String,
     /// The guest may give blocks back.
     pub discard: bool,
-    /// Request queues.
-    pub queues: u16,
-    /// Entries of each queue.
-    pub queue_size: u16,
     /// PCI slot; assigned if absent.
     pub slot: Option<PciSlot>,
 }
@@ -255,10 +251,6 @@ pub struct NetSpec {
     pub mac: Mac,
     /// The host's network.
     pub backend: HostKey,
-    /// Pairs of receive and transmit queues.
-    pub queue_pairs: u16,
-    /// Entries of each queue.
-    pub queue_size: u16,
     /// PCI slot; assigned if absent.
     pub slot: Option<PciSlot>,
 }

@@ -31,10 +31,6 @@ pub mod limit {
     pub const DEVICES: usize = 256;
     /// Bytes of a disk's serial number (VIRTIO 1.2, 5.2.6).
     pub const SERIAL: usize = 20;
-    /// Queues or queue pairs of a device.
-    pub const QUEUES: u16 = 64;
-    /// Entries of a queue.
-    pub const QUEUE_SIZE: u16 = 1024;
     /// Slowest and fastest time stamp counter.
     pub const TSC_KHZ: (u32, u32) = (1_000, 10_000_000);
     /// A guest runs at most so much slower than its host.
@@ -85,12 +81,6 @@ pub enum Problem {
         min: u64,
         /// Most.
         max: u64,
-    },
-    /// Not a power of two.
-    #[error("{value} is not a power of two")]
-    NotPowerOfTwo {
-        /// As given.
-        value: u64,
     },
     /// Not a multiple of the page size.
     #[error("{value} is not a multiple of {unit}")]
@@ -240,7 +230,6 @@ fn check_devices(devices: &[DeviceSpec]) -> Checked {
             DeviceSpec::Blk(spec) => {
                 check_key(&field("disk"), &spec.disk)?;
                 check_serial(field("serial"), &spec.serial)?;
-                check_queues(&field("queues"), spec.queues, &field("queue_size"), spec.queue_size)?;
             }
             DeviceSpec::Net(spec) => {
                 check_key(&field("backend"), &spec.backend)?;
@@ -248,7 +237,6 @@ fn check_devices(devices: &[DeviceSpec]) -> Checked {
                     return refuse(field("mac"), Problem::NotAStation { mac: spec.mac.to_string() });
                 }
                 macs.take(field("mac"), &spec.mac.to_string())?;
-                check_queues(&field("queue_pairs"), spec.queue_pairs, &field("queue_size"), spec.queue_size)?;
             }
             DeviceSpec::Console(spec) => check_optional_key(&field("stream"), spec.stream.as_ref())?,
             DeviceSpec::Rng(_) => {}
@@ -305,15 +293,6 @@ fn check_optional_key(field: &str, key: Option<&HostKey>) -> Checked {
     key.map_or(Ok(()), |key| check_key(field, key))
 }
 
-fn check_queues(queues_field: &str, queues: u16, size_field: &str, size: u16) -> Checked {
-    check_range(queues_field, queues, 1, limit::QUEUES)?;
-    check_range(size_field, size, 2, limit::QUEUE_SIZE)?;
-    if !size.is_power_of_two() {
-        return refuse(size_field, Problem::NotPowerOfTwo { value: size.into() });
-    }
-    Ok(())
-}
-
 fn check_slot(field: String, at: PciSlot) -> Checked {
     let free = at.bus != 0 || (slot::FIRST_FREE..slot::LPC_DEVICE).contains(&at.device);
     if !free || at.device > 31 || at.function > 7 {
@@ -355,7 +334,7 @@ mod tests {
     #[test]
     fn errors_name_the_field() {
         type Change = fn(&mut MachineSpec);
-        let cases: [(&str, Change); 19] = [
+        let cases: [(&str, Change); 18] = [
             ("name: must not be empty", |s| s.name.clear()),
             ("name: `../x` may have only", |s| s.name = "../x".into()),
             ("cpus.count: 3 is not between 1 and 2", |s| (s.cpus.count, s.cpus.max) = (3, 2)),
@@ -377,7 +356,6 @@ mod tests {
             ("devices[2].id: `disk0` is already used by devices[1].id", |s| {
                 set_id(&mut s.devices[2], "disk0")
             }),
-            ("devices[1].queue_size: 48 is not a power", |s| set_queue_size(&mut s.devices[1], 48)),
             ("devices[1].slot: slot 00:1f.0 is not free", |s| {
                 s.devices[1].set_slot(PciSlot { bus: 0, device: 31, function: 0 });
             }),
@@ -406,14 +384,6 @@ mod tests {
             DeviceSpec::Net(spec) => spec.id = id.into(),
             DeviceSpec::Console(spec) => spec.id = id.into(),
             DeviceSpec::Rng(spec) => spec.id = id.into(),
-        }
-    }
-
-    fn set_queue_size(device: &mut DeviceSpec, size: u16) {
-        match device {
-            DeviceSpec::Blk(spec) => spec.queue_size = size,
-            DeviceSpec::Net(spec) => spec.queue_size = size,
-            _ => {}
         }
     }
 }

@@ -30,11 +30,6 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    use std::io::IsTerminal;
-    let on_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-    if on_terminal && !args.json && spec.serial.iter().chain(&spec.consoles).any(|end| end == "stdio") {
-        eprintln!("bedplate: Ctrl-A x ends the VM, Ctrl-A h shows the keys");
-    }
     Ok(ended(&vmm::launch::run(&spec, &say)?, args))
 }
 

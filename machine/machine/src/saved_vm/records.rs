@@ -42,7 +42,7 @@ impl SavedState for SavedBlob {
 pub struct SavedClock {
     /// Guest nanoseconds.
     pub guest_ns: u64,
-    /// The host's wall clock then, for people and for the guest's RTC.
+    /// The host's wall clock then, for people.
     pub wall_ns: u64,
 }
 
