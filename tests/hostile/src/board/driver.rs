@@ -5,6 +5,7 @@ use arbitrary::Arbitrary;
 use cpu_soft::SoftHypervisor;
 use machine::testing::{RAM_BYTES, TestMachine};
 use machine_spec::layout::ECAM;
+use machine_spec::{DeviceSpec, PciSlot};
 
 type Test = TestMachine<SoftHypervisor>;
 
@@ -280,6 +281,13 @@ fn kick(test: &Test, device: u8, queue: u8) {
     let queue = u64::from(queue % QUEUES);
     write(test, bar(test, device, false), NOTIFY + 4 * queue, 2, queue);
     test.host.settle();
+}
+
+/// Whether the disk is in the slot of the test's own machine; the spec of a saved one may name another.
+pub fn disk_is_in_its_place(test: &Test) -> bool {
+    test.machine.spec().devices.iter().any(|device| {
+        matches!(device, DeviceSpec::Blk(disk) if disk.slot == Some(PciSlot { bus: 0, device: 1, function: 0 }))
+    })
 }
 
 /// A sector is read from the disk, on a machine that was just reset.
