@@ -106,7 +106,11 @@ impl SoftVcpu {
             if let Some(exit) = self.service() {
                 return exit;
             }
-            if let Stop::TripleFault = self.execute() {
+            let stop = match self.core.cpu.exc.vector {
+                None => self.execute(),
+                Some(_) => self.deliver_fault(self.core.cpu.gpr[RIP]),
+            };
+            if let Stop::TripleFault = stop {
                 self.shutdown = true;
                 return VcpuExit::TripleFault;
             }
@@ -122,6 +126,9 @@ impl SoftVcpu {
             && let Stop::TripleFault = self.deliver_fault(self.core.cpu.gpr[RIP])
         {
             self.shutdown = true;
+        }
+        if self.core.cpu.exc.vector.is_some() {
+            return;
         }
         if let Some(vector) = self.interrupt.take() {
             let core = &mut *self.core;
@@ -173,6 +180,10 @@ impl SoftVcpu {
     /// Delivers the interrupt that is due, if any.
     fn deliver_pending(&mut self) -> Result<(), VcpuExit> {
         let core = &mut *self.core;
+        if core.cpu.exc.vector.is_some() {
+            core.me.attention.fetch_or(attention::IRQ, SeqCst);
+            return Ok(());
+        }
         if core.cpu.interrupt_shadow {
             return Ok(());
         }
@@ -419,7 +430,7 @@ impl SoftVcpu {
         let pending = core::mem::take(&mut core.cpu.exc);
         match interrupts::deliver_exception(core, pending) {
             Outcome::TripleFault => Stop::TripleFault,
-            Outcome::Delivered => Stop::Service,
+            Outcome::Delivered | Outcome::Waits => Stop::Service,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Alignment checks (CR0.AM, RFLAGS.AC, CPL 3): #AC with error code 0 (SDM vol. 3, 6.15).
 
 use crate::asm;
+use crate::harness::guest::to_user32;
+use crate::harness::images::*;
 use crate::harness::*;
 use iced_x86::code_asm::*;
 use x86_defs::control::CR0_AM;
@@ -48,4 +50,34 @@ fn strings_are_checked_element_by_element() {
     };
     assert_eq!(copy(2).vector, Exception::AlignmentCheck as u8);
     assert_eq!(copy(4).vector, Exception::InvalidOpcode as u8);
+}
+
+/// An #AC handler at CPL 3 whose frame goes to a misaligned stack raises #AC, for ever (a processor hangs: CVE-2015-5307).
+/// Here the vCPU can still be stopped, saved and moved, and goes on once the stack is aligned.
+#[test]
+fn a_fault_that_delivers_itself_can_be_stopped() {
+    let mut g = Guest::protected();
+    g.edit(|s| {
+        to_user32(s);
+        s.cr0 |= CR0_AM;
+        s.rflags |= flags::AC;
+        (s.gpr[3], s.gpr[4], s.rip) = (DATA, DATA + 0x1001, CODE);
+    });
+    let vector = u64::from(Exception::AlignmentCheck.vector());
+    g.ram.store(IDT + vector * 8, gate(UCODE32 | 3, CODE + 0x100, 0xEE));
+    g.code_at(32, CODE, |a| asm!(a; mov(eax, dword_ptr(ebx + 2)); ud2();));
+    g.code_at(32, CODE + 0x100, |a| asm!(a; nop(); ud2();));
+    let kicker = g.vcpu.kicker();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            kicker.kick();
+        });
+        assert_eq!(g.run(), Stop::Kicked);
+    });
+    let state = g.state();
+    assert_eq!((state.rip, state.gpr[4]), (CODE, DATA + 0x1001), "nothing was committed");
+    g.edit(|s| s.gpr[4] -= 1);
+    let frame = g.run_to_stub();
+    assert_eq!((frame.vector, frame.rip), (Exception::InvalidOpcode.vector(), CODE + 0x101));
 }

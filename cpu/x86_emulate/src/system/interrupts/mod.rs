@@ -23,6 +23,8 @@ use x86_defs::{Exception, Segment, SegmentIndex, control, flags};
 pub enum Outcome {
     /// The handler's first instruction is next.
     Delivered,
+    /// Delivery raised the same fault again; it waits in `cpu.exc`, and may be delivered after a look around.
+    Waits,
     /// No handler could be reached: shutdown.
     TripleFault,
 }
@@ -112,6 +114,11 @@ pub fn deliver_exception<C: Core>(c: &mut C, pending: PendingException) -> Outco
                 }
                 pending = PendingException::default();
                 exception = next;
+            }
+            // An #AC handler at CPL 3 on a misaligned stack: a processor tries for ever (CVE-2015-5307).
+            Some(next) if next == exception => {
+                c.cpu_mut().exc = second;
+                return Outcome::Waits;
             }
             Some(next) => {
                 pending = second;
