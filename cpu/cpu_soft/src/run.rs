@@ -318,8 +318,6 @@ impl SoftVcpu {
                 return self.run_single();
             }
             core.block_page = block.page;
-            budget -= i64::from(block.instructions);
-            self.instructions += u64::from(block.instructions);
             let mut at = 0;
             let step = loop {
                 // The closing operation never says `Next`.
@@ -330,6 +328,10 @@ impl SoftVcpu {
                 }
                 at += 1;
             };
+            // The closing operation is no instruction; an exit or a fault leaves the rest undone.
+            let ran = (at + 1).min(usize::from(block.instructions));
+            budget -= ran as i64;
+            self.instructions += ran as u64;
             match step {
                 Step::Branch => {
                     let wanted = core.me.attention.load(Relaxed);

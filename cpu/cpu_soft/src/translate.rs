@@ -132,6 +132,11 @@ impl SoftCore {
         self.tlb.claim_exec_id(self.cpu.mmu_index, linear)
     }
 
+    /// Identity of the mapping that `linear` executes by, as [`layout::exec_id`] names it.
+    pub fn exec_id(&self, linear: u64) -> Option<u32> {
+        Some(self.tlb.exec_id(self.cpu.cpl == 3, linear)).filter(|id| *id != 0)
+    }
+
     /// Says that code of RAM page `page` runs: stores into it end the block first.
     pub fn set_block_page(&mut self, page: u64) {
         self.block_page = page;

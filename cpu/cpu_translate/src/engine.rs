@@ -38,6 +38,8 @@ pub struct Site {
     pub page: u64,
     /// May change how code runs: whatever is behind it is looked up anew.
     pub barrier: bool,
+    /// Instructions of the block up to this one.
+    pub done: u16,
 }
 
 /// A translated superblock.
@@ -53,9 +55,7 @@ pub struct Block {
     pub guarded: u64,
     /// The guard's immediate.
     pub guard: u64,
-    /// Entry with the countdown: for the same page.
-    pub checked: u64,
-    /// Behind both.
+    /// Behind guard and look at the countdown: for the same page.
     pub body: u64,
     /// Where a failed guard leads.
     pub miss: u64,
@@ -180,10 +180,10 @@ impl Engine {
         plan::Host { vector: self.host.vector.filter(|_| masked), ..self.host }
     }
 
-    /// Makes the guarded entry of a block pass for the mapping that `core` has now; its address.
-    fn admit(&mut self, id: u32, core: &mut SoftCore) -> u64 {
+    /// Makes the guarded entry of a block pass for the mapping `exec_id`; its address.
+    fn admit(&mut self, id: u32, exec_id: u32) -> u64 {
         let b = self.blocks[id as usize];
-        self.memory.patch(b.guard, &core.claim_exec_id(b.linear).to_le_bytes());
+        self.memory.patch(b.guard, &exec_id.to_le_bytes());
         let table = &mut self.contexts[usize::from(b.context)].table;
         table[b.linear as usize & (TABLE_ENTRIES - 1)] = [b.linear, b.guarded];
         b.guarded
@@ -218,7 +218,7 @@ impl Engine {
         let place = core.known_place(core.cpu.gpr[RIP]);
         let id = place.and_then(|p| self.by_place.get(&(p.linear, p.at, context)).copied());
         match id {
-            Some(id) => self.admit(id, core),
+            Some(id) => self.admit(id, core.claim_exec_id(core.cpu.gpr[RIP])),
             None => self.thunks.leave,
         }
     }
@@ -230,7 +230,7 @@ impl Engine {
         if let Some(id) = self.by_place.get(&(place.linear, place.at, context)) {
             let b = &self.blocks[*id as usize];
             let to = match self.exits[n].same_page {
-                Some(page) if page == place.at >> 12 => b.checked,
+                Some(page) if page == place.at >> 12 => b.body,
                 _ => b.guarded,
             };
             self.memory.patch_jump(self.exits[n].jump, to);
@@ -272,15 +272,16 @@ impl Translator for Engine {
     }
 
     fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
+        let exec_id = core.exec_id(place.linear)?;
         let context = self.make_context(core)?;
         let id = self.translation(core, place, context);
-        let target = self.admit(id, core);
+        let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);
         for (n, c) in self.contexts.iter().enumerate() {
             core.hot.slots[slot::TABLES + n] = c.table.as_ptr() as u64;
         }
         core.hot.raw_flags = core.cpu.flags.bits();
-        core.hot.countdown = runtime::CHECKS;
+        core.hot.countdown = runtime::SPAN;
         self.exit = Exit::Branch;
         let enter = self.thunks.enter;
         let engine: *mut Engine = self;
@@ -292,7 +293,7 @@ impl Translator for Engine {
         unsafe {
             let enter: extern "sysv64" fn(*mut SoftCore, u64) = std::mem::transmute(enter as *const ());
             enter(core, target);
-            core.hot.budget -= (runtime::CHECKS - core.hot.countdown).max(1);
+            core.hot.budget -= runtime::SPAN - core.hot.countdown;
             Some((*engine).exit)
         }
     }

@@ -9,10 +9,8 @@ use x86_emulate::Step;
 use x86_emulate::cpu::RIP;
 use x86_emulate::flags::LazyFlags;
 
-/// Checks (about one a block) between two looks whether somebody wants something.
-pub const CHECKS: i64 = 256;
-/// Instructions that a check stands for when the slice is counted.
-const INSTRUCTIONS_A_CHECK: i64 = 6;
+/// Instructions between two looks whether somebody wants something.
+pub const SPAN: i64 = 1536;
 
 /// The core and the engine that emitted code runs for.
 ///
@@ -40,6 +38,7 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = site.rip;
     core.set_block_page(site.page);
+    let done = i64::from(site.done);
     match (op.run)(core, op) {
         // Not if it wrote code: what is behind in this block, and where it leads, may be stale.
         Step::Next if !barrier && core.may_go_on() => {
@@ -50,18 +49,20 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
         Step::Branch => {}
         Step::Fault => {
             engine.exit = Exit::Fault(*op);
+            core.hot.countdown -= done;
             return engine.thunks.leave;
         }
         Step::Exit => {
             engine.exit = Exit::Service;
+            core.hot.countdown -= done;
             return engine.thunks.leave;
         }
     }
-    core.hot.countdown -= 1;
+    core.hot.countdown -= done;
     engine.go_on(core)
 }
 
-/// Exit `exit` was taken: goes to its target, by itself the next time.
+/// Exit `exit` was taken, for the first time or with the countdown run out: goes to its target, by itself the next time.
 ///
 /// # Safety
 /// See [`parts`].
@@ -70,7 +71,6 @@ pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = engine.exits[exit as usize].target;
-    core.hot.countdown -= 1;
     let to = engine.go_on(core);
     if to != engine.thunks.leave {
         engine.link(exit as usize, core);
@@ -87,7 +87,6 @@ pub unsafe extern "sysv64" fn miss(core: *mut SoftCore, block: u64) -> u64 {
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = engine.blocks[block as usize].linear;
-    core.hot.countdown -= 1;
     engine.go_on_checked(core)
 }
 
@@ -111,8 +110,8 @@ pub unsafe extern "sysv64" fn service(core: *mut SoftCore, block: u64) -> u64 {
 /// Settles the countdown with the slice, and says whether anything keeps the vCPU from going on.
 pub fn may_go_on(core: &mut SoftCore) -> bool {
     if core.hot.countdown <= 0 {
-        core.hot.budget -= (CHECKS - core.hot.countdown) * INSTRUCTIONS_A_CHECK;
-        core.hot.countdown = CHECKS;
+        core.hot.budget -= SPAN - core.hot.countdown;
+        core.hot.countdown = SPAN;
     }
     core.hot.budget > 0 && core.may_go_on()
 }

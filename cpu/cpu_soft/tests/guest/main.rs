@@ -5,6 +5,7 @@
 
 mod alignment;
 mod breakpoints;
+mod counting;
 mod faults;
 mod harness;
 mod hostile;

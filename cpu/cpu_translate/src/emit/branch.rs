@@ -67,10 +67,19 @@ impl Emitter<'_> {
 
     pub(super) fn jcc(&mut self, item: &Item, condition: u8) {
         self.need_host_flags();
-        let jump = self.a.jcc_later(condition);
         let spill = item.live_target != 0 && !self.in_memory;
         let target = self.linear(item.insn.near_branch_target());
-        self.stubs.push(Stub::Exit { jump, target, spill });
+        if target != self.place.linear {
+            let jump = self.a.jcc_later(condition);
+            return self.stubs.push(Stub::Exit { jump, target, spill, done: self.done });
+        }
+        // A loop: straight back.
+        let ends = self.a.jcc_later(condition ^ 1);
+        if spill {
+            self.spill();
+        }
+        self.exit_to(target);
+        self.a.bind(ends);
     }
 
     pub(super) fn jmp(&mut self, item: &Item) {
@@ -113,6 +122,7 @@ impl Emitter<'_> {
         let mut jumps = self.checked(stack(0, false), ALL);
         self.a.load(T0, OPERAND);
         jumps.push(self.find());
+        self.count();
         self.a.lea(STACK, at(STACK, 8 + i32::from(more)));
         self.a.indirect(false, at(T1, 8));
         self.slow(item, jumps, false);
@@ -142,8 +152,10 @@ impl Emitter<'_> {
             self.a.store(next, T1);
             jumps.extend(self.check(stack(-8, true)));
             self.push_return(item);
+            self.count();
             self.a.indirect(false, next);
         } else {
+            self.count();
             self.a.indirect(false, at(T1, 8));
         }
         self.slow(item, jumps, false);

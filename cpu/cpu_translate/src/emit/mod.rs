@@ -42,8 +42,10 @@ enum Stub {
     Slow { jumps: Vec<Patch>, site: u32, back: u64, reload: bool },
     /// Loads the vector state.
     LoadVector { jump: Patch, back: u64 },
-    /// To another block.
-    Exit { jump: Patch, target: u64, spill: bool },
+    /// To another block, from behind instruction `done`.
+    Exit { jump: Patch, target: u64, spill: bool, done: u16 },
+    /// An exit's way to Rust: when the countdown ran out, and before it is linked.
+    Unlinked { expired: Patch, jump: Patch, target: u64 },
 }
 
 /// See the module's header.
@@ -58,6 +60,8 @@ pub struct Emitter<'a> {
     /// `raw_flags` are the guest's.
     in_memory: bool,
     stubs: Vec<Stub>,
+    /// Instructions up to the one under way.
+    done: u16,
 }
 
 /// What comes out.
@@ -77,14 +81,13 @@ impl<'a> Emitter<'a> {
             context,
             guarded: base,
             guard: 0,
-            checked: 0,
             body: 0,
             miss: 0,
             live: true,
         };
         let a = Asm::new(base);
         let (in_host, in_memory) = (false, true);
-        Self { a, engine, place: *place, mmu_index, block, in_host, in_memory, stubs: Vec::new() }
+        Self { a, engine, place: *place, mmu_index, block, in_host, in_memory, stubs: Vec::new(), done: 0 }
     }
 
     /// Emits everything.
@@ -97,14 +100,16 @@ impl<'a> Emitter<'a> {
         self.block.guard = self.a.here();
         self.a.bytes(&[0; 4]);
         let miss = self.a.jcc_later(cc::NOT_EQUAL);
-        self.block.checked = self.a.here();
-        self.a.modrm(&[], true, false, &[0xFF], 1, field(layout::COUNTDOWN).into());
+        // cmp qword [countdown], 0
+        self.a.modrm(&[], true, false, &[0x83], 7, field(layout::COUNTDOWN).into());
+        self.a.bytes(&[0]);
         let service = self.a.jcc_later(cc::SIGN);
         self.block.body = self.a.here();
         if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_))) {
             self.need_vector();
         }
         for item in &source.items {
+            self.done += 1;
             self.item(item);
         }
         self.close(source);
@@ -161,7 +166,7 @@ impl<'a> Emitter<'a> {
 
     fn site(&mut self, op: &Op<SoftCore>, barrier: bool) -> u32 {
         let (rip, page) = (self.place.linear, self.place.at >> 12);
-        self.engine.sites.push(Site { op: *op, rip, page, barrier });
+        self.engine.sites.push(Site { op: *op, rip, page, barrier, done: self.done });
         self.engine.sites.len() as u32 - 1
     }
 
@@ -218,13 +223,25 @@ impl<'a> Emitter<'a> {
     /// Goes to the instruction at `offset`, where `live` flags matter.
     fn leave_to(&mut self, offset: u64, live: Flags) {
         self.spill_if(live);
+        self.exit_to(self.linear(offset));
+    }
+
+    /// Goes to another block. What of the flags matters is in memory.
+    fn exit_to(&mut self, target: u64) {
+        self.count();
+        let expired = self.a.jcc_later(cc::SIGN);
         let jump = self.a.jmp_later();
-        let target = self.linear(offset);
-        self.stubs.push(Stub::Exit { jump, target, spill: false });
+        self.stubs.push(Stub::Unlinked { expired, jump, target });
+    }
+
+    /// Takes the instructions up to this one off the countdown.
+    fn count(&mut self) {
+        self.a.modrm(&[], true, false, &[0x83], 5, field(layout::COUNTDOWN).into());
+        self.a.bytes(&[self.done as u8]);
     }
 
     fn emit_stubs(&mut self) {
-        for stub in std::mem::take(&mut self.stubs) {
+        while let Some(stub) = self.stubs.pop() {
             match stub {
                 Stub::Slow { jumps, site, back, reload } => {
                     jumps.into_iter().for_each(|p| self.a.bind(p));
@@ -240,12 +257,16 @@ impl<'a> Emitter<'a> {
                     self.a.call(self.engine.thunks.load_vector);
                     self.a.jmp(back);
                 }
-                Stub::Exit { mut jump, target, spill } => {
+                Stub::Exit { jump, target, spill, done } => {
+                    self.a.bind(jump);
                     if spill {
-                        self.a.bind(jump);
                         self.spill();
-                        jump = self.a.jmp_later();
                     }
+                    self.done = done;
+                    self.exit_to(target);
+                }
+                Stub::Unlinked { expired, jump, target } => {
+                    self.a.bind(expired);
                     self.a.bind(jump);
                     let same = (target ^ self.place.linear) & !0xFFF == 0;
                     let same_page = same.then_some(self.place.at >> 12);

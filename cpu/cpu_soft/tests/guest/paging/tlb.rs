@@ -333,3 +333,26 @@ fn non_canonical_addresses() {
     assert_eq!(fault(&|a| asm!(a; jmp(rbx);)), (13, Some(0), CODE), "a jump faults before it is taken");
     assert_eq!(fault(&|a| asm!(a; push(rbx); ret();)), (13, Some(0), CODE + 1));
 }
+
+/// With AC and without it, code is found by translations of its own; data with AC may take the place of the one but not
+/// of the other, and code with AC must go on wherever a slice ends.
+#[test]
+fn code_with_ac_goes_on_when_data_took_its_place() {
+    const ROUNDS: u64 = 30_000;
+    let mut g = guest_with(|_, _| {});
+    g.edit(|s| {
+        s.cr4 |= CR4_SMAP;
+        s.gpr[1] = ROUNDS;
+        // In the same slot of the TLB as the code.
+        s.gpr[6] = CODE + (2 << 20);
+    });
+    g.code(|a| {
+        let (mut again, mut inner) = (a.create_label(), a.create_label());
+        a.set_label(&mut again).unwrap();
+        asm!(a; clac(); mov(rbx, qword_ptr(rdi)); stac(); mov(rax, qword_ptr(rsi)); clac(); nop(); stac(););
+        asm!(a; mov(edx, 20););
+        a.set_label(&mut inner).unwrap();
+        asm!(a; dec(edx); jnz(inner); dec(rcx); jnz(again); hlt(););
+    });
+    assert_eq!(g.run_to_halt().gpr[1], 0);
+}
