@@ -52,10 +52,8 @@ fn strings_are_checked_element_by_element() {
     assert_eq!(copy(4).vector, Exception::InvalidOpcode as u8);
 }
 
-/// An #AC handler at CPL 3 whose frame goes to a misaligned stack raises #AC, for ever (a processor hangs: CVE-2015-5307).
-/// Here the vCPU can still be stopped, saved and moved, and goes on once the stack is aligned.
-#[test]
-fn a_fault_that_delivers_itself_can_be_stopped() {
+/// Faults for handlers at CPL 3 whose frames go to a misaligned stack: `set_gate` writes the gate of #AC.
+fn a_storm_can_be_stopped(set_gate: impl Fn(&Guest, u64)) {
     let mut g = Guest::protected();
     g.edit(|s| {
         to_user32(s);
@@ -63,8 +61,11 @@ fn a_fault_that_delivers_itself_can_be_stopped() {
         s.rflags |= flags::AC;
         (s.gpr[3], s.gpr[4], s.rip) = (DATA, DATA + 0x1001, CODE);
     });
-    let vector = u64::from(Exception::AlignmentCheck.vector());
-    g.ram.store(IDT + vector * 8, gate(UCODE32 | 3, CODE + 0x100, 0xEE));
+    for exception in [Exception::AlignmentCheck, Exception::SegmentNotPresent] {
+        let at = IDT + u64::from(exception.vector()) * 8;
+        g.ram.store(at, gate(UCODE32 | 3, CODE + 0x100, 0xEE));
+    }
+    set_gate(&g, IDT + u64::from(Exception::AlignmentCheck.vector()) * 8);
     g.code_at(32, CODE, |a| asm!(a; mov(eax, dword_ptr(ebx + 2)); ud2();));
     g.code_at(32, CODE + 0x100, |a| asm!(a; nop(); ud2();));
     let kicker = g.vcpu.kicker();
@@ -80,4 +81,16 @@ fn a_fault_that_delivers_itself_can_be_stopped() {
     g.edit(|s| s.gpr[4] -= 1);
     let frame = g.run_to_stub();
     assert_eq!((frame.vector, frame.rip), (Exception::InvalidOpcode.vector(), CODE + 0x101));
+}
+
+/// A processor hangs (CVE-2015-5307). Here the vCPU can be stopped and saved, and goes on once the stack is aligned.
+#[test]
+fn a_fault_that_raises_itself() {
+    a_storm_can_be_stopped(|_, _| {});
+}
+
+/// #AC has no handler that is present, and the frame of #NP raises #AC.
+#[test]
+fn two_faults_that_raise_each_other() {
+    a_storm_can_be_stopped(|g, at| g.ram.store(at, gate(UCODE32 | 3, CODE + 0x100, 0x6E)));
 }

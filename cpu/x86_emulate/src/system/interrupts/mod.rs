@@ -23,7 +23,7 @@ use x86_defs::{Exception, Segment, SegmentIndex, control, flags};
 pub enum Outcome {
     /// The handler's first instruction is next.
     Delivered,
-    /// Delivery raised the same fault again; it waits in `cpu.exc`, and may be delivered after a look around.
+    /// Delivery raised #AC, which waits in `cpu.exc`; the caller delivers it after a look around.
     Waits,
     /// No handler could be reached: shutdown.
     TripleFault,
@@ -115,8 +115,8 @@ pub fn deliver_exception<C: Core>(c: &mut C, pending: PendingException) -> Outco
                 pending = PendingException::default();
                 exception = next;
             }
-            // An #AC handler at CPL 3 on a misaligned stack: a processor tries for ever (CVE-2015-5307).
-            Some(next) if next == exception => {
+            // #AC of a frame for CPL 3: what is delivered instead may raise it again, for ever (CVE-2015-5307).
+            Some(Exception::AlignmentCheck) => {
                 c.cpu_mut().exc = second;
                 return Outcome::Waits;
             }
