@@ -173,7 +173,8 @@ pub fn shape(insn: &Instruction, case: &mut Case, random: &mut Random) {
     }
     let mut factory = InstructionInfoFactory::new();
     let Some(memory) = factory.info(insn).used_memory().first().copied() else { return };
-    let place = linear(&memory, case).wrapping_sub(case.window_at) as usize;
+    let address = linear(&memory, case);
+    let place = address.wrapping_sub(case.window_at) as usize;
     let mut put = |offset: usize, bytes: &[u8]| {
         if let Some(to) = case.window.get_mut(place + offset..place + offset + bytes.len()) {
             to.copy_from_slice(bytes);
@@ -198,7 +199,10 @@ pub fn shape(insn: &Instruction, case: &mut Case, random: &mut Random) {
             let size = insn.op_code().operand_size() as usize / 8;
             let mut at = 0;
             let data = if random.one_in(4) { selector(random) } else { DS };
-            let flags = random.bits() & !0x4100 & !0x2_0000;
+            // Some processors check the frame by the AC that it loads; Linux takes that for a split lock, and the
+            // instruction runs again for ever.
+            let checks = if address.is_multiple_of(size as u64) { 0 } else { 0x4_0000 };
+            let flags = random.bits() & !0x4100 & !0x2_0000 & !checks;
             for word in [taken, code_selector(form, random).into(), flags, random.bits(), data.into()] {
                 put(at, &word.to_le_bytes()[..size]);
                 at += size;
