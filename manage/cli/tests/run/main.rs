@@ -5,6 +5,7 @@ mod terminal;
 
 use bench::{Bench, counter, run_args};
 use machine::testing::kernel;
+use rustix::process::{Pid, Signal, kill_process};
 
 fn said(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -61,12 +62,12 @@ fn a_reset_starts_the_kernel_again_in_clean_memory() {
 fn a_signal_ends_the_vm_in_order() {
     let bench = Bench::new();
     let kernel = bench.kernel(&counter());
-    for signal in ["TERM", "INT", "HUP"] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut vm = bench.start(&run_args(&kernel, &[]));
         vm.expect(">");
-        let sent = std::process::Command::new("kill").args(["-s", signal, &vm.id().to_string()]).status();
-        assert!(sent.unwrap().success());
-        assert_eq!(vm.wait().0, 20, "SIG{signal}");
+        let process = Pid::from_raw(vm.id() as i32).expect("a process");
+        kill_process(process, signal).unwrap();
+        assert_eq!(vm.wait().0, 20, "{signal:?}");
     }
 }
 
