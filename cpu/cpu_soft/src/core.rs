@@ -372,11 +372,9 @@ impl Core for SoftCore {
         let bytes = u64::from(T::BYTES);
         self.checked_index::<T>(self.cpu.mmu_index, linear)?;
         if linear & 0xFFF > 4096 - bytes {
-            // Across two pages there is no host instruction: all such accesses exclude each other.
             self.probe(linear, bytes, true)?;
-            let shared = self.shared.clone();
-            let _one_at_a_time = shared.split_lock.lock();
-            return self.modify(linear, f);
+            let (shared, id) = (self.shared.clone(), self.id as usize);
+            return shared.alone(id, || self.modify(linear, f));
         }
         let index = self.cpu.mmu_index;
         let e = self.tlb.entry(index, linear);

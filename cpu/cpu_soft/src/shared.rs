@@ -6,6 +6,9 @@
 //! somebody else is at it. A write to a tracked page ends the tracking and posts an invalidation to all;
 //! they take it before their next block and before any interrupt, but never between `protect_code` and the
 //! entry of the code into their cache: so it is not lost on code that was not there yet.
+//!
+//! LOCK across two pages. No host instruction does it, so it is done while all other vCPUs stand still
+//! ([`Shared::alone`]): outside of `run`, where they take notices, or waiting to be alone themselves.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -56,6 +59,10 @@ pub struct VcpuShared {
     notices: Mutex<Vec<CodeNotice>>,
     posted: AtomicU64,
     taken: AtomicU64,
+    /// Waits to be alone, in the middle of no access.
+    waits: AtomicBool,
+    /// Somebody is alone, or about to be.
+    stand: Arc<AtomicBool>,
     /// Instructions executed, as of the last look at the clock.
     pub instructions: AtomicU64,
     /// Guest time spent executing, as of the last look at the clock.
@@ -64,7 +71,7 @@ pub struct VcpuShared {
 }
 
 impl VcpuShared {
-    fn new(id: u32) -> Self {
+    fn new(id: u32, stand: Arc<AtomicBool>) -> Self {
         Self {
             attention: AtomicU32::new(0),
             inbox: Arc::new(ApicInbox::new(id)),
@@ -72,6 +79,8 @@ impl VcpuShared {
             notices: Mutex::new(Vec::new()),
             posted: AtomicU64::new(0),
             taken: AtomicU64::new(0),
+            waits: AtomicBool::new(false),
+            stand,
             instructions: AtomicU64::new(0),
             busy_ns: AtomicU64::new(0),
             waker: Once::new(),
@@ -113,21 +122,34 @@ impl VcpuShared {
             notices.push(CodeNotice::Everything);
         }
         notices.push(notice);
-        let number = self.posted.fetch_add(1, SeqCst) + 1;
+        let number = self.ask_for_a_look();
         drop(notices);
+        number
+    }
+
+    /// Makes it take notices soon; the number that `taken` reaches then.
+    fn ask_for_a_look(&self) -> u64 {
+        let number = self.posted.fetch_add(1, SeqCst) + 1;
         self.attention.fetch_or(attention::CODE, SeqCst);
         number
     }
 
-    /// Takes all notices and hands them to `apply`, then acknowledges them.
+    /// Takes all notices and hands them to `apply`, then acknowledges them; and stands still while somebody is alone.
     pub fn take_notices(&self, mut apply: impl FnMut(CodeNotice)) {
-        self.attention.fetch_and(!attention::CODE, SeqCst);
-        let (notices, upto) = {
-            let mut guard = self.notices.lock();
-            (core::mem::take(&mut *guard), self.posted.load(SeqCst))
-        };
-        notices.into_iter().for_each(&mut apply);
-        self.taken.fetch_max(upto, SeqCst);
+        let mut spins = 0;
+        loop {
+            self.attention.fetch_and(!attention::CODE, SeqCst);
+            let (notices, upto) = {
+                let mut guard = self.notices.lock();
+                (core::mem::take(&mut *guard), self.posted.load(SeqCst))
+            };
+            notices.into_iter().for_each(&mut apply);
+            self.taken.fetch_max(upto, SeqCst);
+            if !self.stand.load(SeqCst) {
+                return;
+            }
+            wait_a_little(&mut spins);
+        }
     }
 
     fn has_taken(&self, number: u64) -> bool {
@@ -155,8 +177,10 @@ pub struct Shared {
     pub vcpus: Box<[Arc<VcpuShared>]>,
     /// Their inboxes, as message routing wants them.
     pub inboxes: Box<[Arc<ApicInbox>]>,
-    /// Held for LOCK accesses that cross a page.
-    pub split_lock: Mutex<()>,
+    /// Held by who is alone.
+    alone: Mutex<()>,
+    /// See [`VcpuShared::stand`].
+    stand: Arc<AtomicBool>,
     /// Pages that are tracked, but for which some vCPU may still have a write tag.
     under_way: Mutex<Vec<u64>>,
 }
@@ -171,7 +195,9 @@ impl Shared {
 
     /// As `new`, for vCPUs that keep no code: they need not hear of DMA.
     pub fn without_listener(layout: &hypervisor::PartitionLayout) -> Arc<Self> {
-        let vcpus: Box<[_]> = (0..layout.vcpus).map(|id| Arc::new(VcpuShared::new(id))).collect();
+        let stand = Arc::new(AtomicBool::new(false));
+        let vcpus: Box<[_]> =
+            (0..layout.vcpus).map(|id| Arc::new(VcpuShared::new(id, stand.clone()))).collect();
         let inboxes = vcpus.iter().map(|v| v.inbox.clone()).collect();
         Arc::new(Self {
             ram: layout.ram.clone(),
@@ -180,7 +206,8 @@ impl Shared {
             model: layout.cpu_model.clone(),
             vcpus,
             inboxes,
-            split_lock: Mutex::new(()),
+            alone: Mutex::new(()),
+            stand,
             under_way: Mutex::new(Vec::new()),
         })
     }
@@ -188,6 +215,25 @@ impl Shared {
     /// Sends an interrupt message of the chipset or a device.
     pub fn deliver(&self, message: &Message) {
         apic::route::deliver(message, &self.inboxes, |n| self.vcpus[n].signal(attention::IRQ));
+    }
+
+    /// Runs `access` of vCPU `me` while no other vCPU is in the middle of one.
+    pub fn alone<R>(&self, me: usize, access: impl FnOnce() -> R) -> R {
+        let own = &self.vcpus[me];
+        own.waits.store(true, SeqCst);
+        let _turn = self.alone.lock();
+        own.waits.store(false, SeqCst);
+        self.stand.store(true, SeqCst);
+        for vcpu in self.vcpus.iter().enumerate().filter(|(n, _)| *n != me).map(|(_, vcpu)| vcpu) {
+            let number = vcpu.ask_for_a_look();
+            let mut spins = 0;
+            while !vcpu.has_taken(number) && !vcpu.waits.load(SeqCst) {
+                wait_a_little(&mut spins);
+            }
+        }
+        let result = access();
+        self.stand.store(false, SeqCst);
+        result
     }
 
     /// Page `page` of the span was written: all drop what they cached of it. `by`: the writing vCPU, which

@@ -66,6 +66,29 @@ fn every_locked_form_sums_up() {
 }
 
 #[test]
+fn across_two_pages_and_within_one_exclude_each_other() {
+    // vCPU 0 adds to a quadword across two pages, the others to its lower half, which lies in one.
+    // Few across: each may cost the others' time slices.
+    const ACROSS: u32 = 1_000;
+    const WITHIN: u32 = 30_000;
+    for vcpus in [2, 4] {
+        let at = SHARED + 0xFFC;
+        let mut smp = Smp::long(vcpus, |a| {
+            let (mut within, mut again, mut end) = (a.create_label(), a.create_label(), a.create_label());
+            asm!(a; mov(rbx, at); mov(r15d, WITHIN); test(edi, edi); jnz(within); mov(r15d, ACROSS););
+            a.set_label(&mut again).unwrap();
+            asm!(a; db(&[0xF0]); add(qword_ptr(rbx), 1); dec(r15d); jnz(again); jmp(end););
+            a.set_label(&mut within).unwrap();
+            asm!(a; db(&[0xF0]); inc(dword_ptr(rbx)); dec(r15d); jnz(within););
+            a.set_label(&mut end).unwrap();
+            a.nop().unwrap();
+        });
+        smp.run();
+        assert_eq!(smp.get(at), u64::from(ACROSS + (vcpus - 1) * WITHIN), "{vcpus} vCPUs");
+    }
+}
+
+#[test]
 fn bits_that_each_flips_alone() {
     // Each vCPU complements its own bit an even number of times and once more.
     let smp = hammer(4, SHARED + 0x300, |a| {
