@@ -24,7 +24,9 @@ pub fn decode(case: &Case) -> Instruction {
 pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Option<String> {
     let insn = decode(case);
     if may_touch_all(&insn) && host.raised.vector == Raised::NONE && ours.raised.vector == PAGE_FAULT {
-        return None;
+        let (before, after) = (&case.registers, &ours.registers);
+        let same = (before.gpr, before.rip, before.mxcsr()) == (after.gpr, after.rip, after.mxcsr());
+        return (!same || ours.window != case.window).then(|| "ours faults and has changed something".into());
     }
     if let Some(text) = raised_difference(&insn, &host.raised, &ours.raised) {
         return Some(text);
@@ -180,7 +182,12 @@ fn x87_difference(host: &Outcome, ours: &Outcome, open: u16) -> Option<String> {
 }
 
 fn memory_difference(insn: &Instruction, case: &Case, host: &Outcome, ours: &Outcome) -> Option<String> {
-    let open = open_memory(insn, case, host.raised.vector != Raised::NONE);
+    // Intel's processors write the significand of 80 bits before the rest faults; ours writes nothing.
+    let faulted = host.raised.vector != Raised::NONE;
+    if faulted && insn.mnemonic() == M::Fstp && insn.memory_size().size() == 10 {
+        return (ours.window != case.window).then(|| "ours faults and has written something".into());
+    }
+    let open = open_memory(insn, case);
     let at =
         (0..WINDOW).find(|i| host.window[*i] != ours.window[*i] && !open.iter().any(|r| r.contains(i)))?;
     let end = (at + 16).min(WINDOW);
@@ -194,7 +201,7 @@ fn memory_difference(insn: &Instruction, case: &Case, host: &Outcome, ours: &Out
 
 /// Bytes that instructions which save the x87 state fill with its instruction and data pointers: ours are
 /// current, the child's are not known.
-fn open_memory(insn: &Instruction, case: &Case, faulted: bool) -> Vec<Range<usize>> {
+fn open_memory(insn: &Instruction, case: &Case) -> Vec<Range<usize>> {
     let (from, to) = match insn.mnemonic() {
         M::Fxsave
         | M::Fxsave64
@@ -208,8 +215,6 @@ fn open_memory(insn: &Instruction, case: &Case, faulted: bool) -> Vec<Range<usiz
         M::Fnstenv | M::Fnsave => (6, 14),
         // Recent processors write 16 bits, others zero-extend.
         M::Push if insn.op0_register().is_segment_register() => (2, 4),
-        // Intel's processors write the significand before the rest faults; ours writes nothing.
-        M::Fstp if faulted && insn.memory_size().size() == 10 => (0, 8),
         _ => return Vec::new(),
     };
     from_operand(insn, case, std::slice::from_ref(&(from..to)))

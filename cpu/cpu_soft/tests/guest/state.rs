@@ -319,14 +319,7 @@ fn privilege_levels_come_back() {
         a.set_label(&mut spin).unwrap();
         a.jmp(spin).unwrap();
     });
-    let kicker = g.vcpu.kicker();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            kicker.kick();
-        });
-        assert_eq!(g.run(), Stop::Kicked);
-    });
+    g.run_until_kicked();
     let mut g = moved(&mut g);
     g.put(CODE + 0x105, &[0xF4]);
     assert_eq!(g.run_to_stub().vector, 13, "HLT needs CPL 0");

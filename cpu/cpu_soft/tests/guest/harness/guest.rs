@@ -246,6 +246,17 @@ impl Guest {
             other => panic!("{other:?}"),
         }
     }
+    /// Runs what does not end by itself, until a kick a little later.
+    pub fn run_until_kicked(&mut self) {
+        let kicker = self.vcpu.kicker();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                kicker.kick();
+            });
+            assert_eq!(self.run(), Stop::Kicked);
+        });
+    }
     /// Runs to a HLT and gives the state there.
     pub fn run_to_halt(&mut self) -> VcpuState {
         let stop = self.run();
