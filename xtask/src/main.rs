@@ -8,6 +8,7 @@ mod campaign;
 mod demo;
 mod exec;
 mod fuzz;
+mod lab;
 mod progress;
 mod setup;
 mod summary;
@@ -43,6 +44,9 @@ enum Task {
     /// Measure something beside a competitor.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Run Bedplate where KVM is real: in an emulated machine with AMD's virtualization.
+    #[command(subcommand)]
+    Lab(lab::LabTask),
     /// Boot Debian 12 in Bedplate on this terminal.
     Demo(demo::DemoOptions),
     /// Check the laws of ARCHITECTURE.md.
@@ -67,6 +71,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Trials(options) => trials::run(options),
         Task::Fuzz(options) => fuzz::run(options),
         Task::Bench(bench) => bench::run(bench),
+        Task::Lab(task) => lab::run(task),
         Task::Demo(options) => demo::run(options),
         Task::Tidy => tidy::run(),
     }

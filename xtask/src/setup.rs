@@ -16,7 +16,7 @@ const NEEDS: &[Need] = &[
     Need {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
-        purpose: "what Bedplate is measured against",
+        purpose: "what Bedplate is measured against, and the laboratory",
     },
     Need { program: "qemu-img", package: "qemu-utils", purpose: "checks qcow2 images" },
     Need { program: "mmdebstrap", package: "mmdebstrap", purpose: "builds the Debian disk" },

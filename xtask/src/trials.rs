@@ -9,7 +9,7 @@ use guest_trials::{Outcome, Report, Selection, Tier, Vmm};
 
 use crate::progress::Bars;
 use crate::summary::{Summary, seconds};
-use crate::{exec, setup, workspace};
+use crate::{exec, lab, setup, workspace};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Program {
@@ -37,6 +37,9 @@ pub struct TrialOptions {
     /// Use this bedplate binary instead of building one.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Run Bedplate in the laboratory, on a real KVM (see cargo xtask lab).
+    #[arg(long, conflicts_with = "program")]
+    lab: bool,
     /// More arguments for `bedplate run`.
     #[arg(last = true)]
     more: Vec<String>,
@@ -52,6 +55,7 @@ pub fn run(options: &TrialOptions) -> Result<()> {
     }
     setup::packages()?;
     let vmm = match options.program {
+        Program::Bedplate if options.lab => lab::vmm(options.binary.as_deref(), &options.more)?,
         Program::Qemu => qemu()?,
         Program::Bedplate => {
             let binary = match &options.binary {
@@ -113,8 +117,13 @@ pub fn options(more: &[String]) -> Vec<String> {
 
 /// QEMU with TCG, which is installed by set-up.
 pub fn qemu() -> Result<Vmm> {
+    qemu_binary().map(|binary| Vmm::Qemu { binary })
+}
+
+/// Its program.
+pub fn qemu_binary() -> Result<PathBuf> {
     match exec::find("qemu-system-x86_64") {
-        Some(binary) => Ok(Vmm::Qemu { binary }),
+        Some(binary) => Ok(binary),
         None => bail!("qemu-system-x86_64 is not installed; run cargo xtask setup"),
     }
 }

@@ -1,11 +1,17 @@
 //! The workspace as cargo sees it: root, target folder, members; and the commit that is checked out.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
-use cargo_metadata::{Metadata, MetadataCommand};
+use anyhow::{Context, Result, bail};
+use cargo_metadata::camino::Utf8PathBuf;
+use cargo_metadata::{Message, Metadata, MetadataCommand};
 
 use crate::exec;
+
+/// What [`static_bedplate`] is built for.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+const STATIC_FLAGS: &str = "-C target-feature=+crt-static";
 
 /// The workspace root. xtask is built from inside it, so cargo's own variable is the start.
 pub fn root() -> PathBuf {
@@ -50,6 +56,31 @@ pub fn processor() -> String {
 /// Builds the `bedplate` command and gives its path.
 pub fn bedplate(profile: &str) -> Result<PathBuf> {
     built("bedplate", profile)
+}
+
+/// Builds `bedplate` so that it needs no library of the system it runs on.
+pub fn static_bedplate() -> Result<PathBuf> {
+    let arguments = ["build", "--package", "bedplate", "--release", "--target", STATIC_TARGET];
+    // With a target of its own: build scripts and macros are not linked statically.
+    exec::run_with(&root(), "cargo", &arguments, &[("RUSTFLAGS", STATIC_FLAGS)])?;
+    Ok(target_folder()?.join(STATIC_TARGET).join("release/bedplate"))
+}
+
+/// Builds the tests of the `kvm` engine in the same way; the programs.
+pub fn static_engine_tests() -> Result<Vec<PathBuf>> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--no-run", "--package", "cpu_kvm", "--target", STATIC_TARGET]);
+    cargo.args(["--message-format", "json-render-diagnostics"]).env("RUSTFLAGS", STATIC_FLAGS);
+    eprintln!("$ cargo test --no-run --package cpu_kvm --target {STATIC_TARGET}");
+    let done = cargo.current_dir(root()).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    if !done.status.success() {
+        bail!("the engine's tests cannot be built");
+    }
+    let programs = Message::parse_stream(done.stdout.as_slice()).filter_map(|message| match message {
+        Ok(Message::CompilerArtifact(artifact)) if artifact.profile.test => artifact.executable,
+        _ => None,
+    });
+    Ok(programs.map(Utf8PathBuf::into_std_path_buf).collect())
 }
 
 /// Builds a package's binary of the same name and gives its path.

@@ -49,6 +49,8 @@ pub enum Recipe {
     DebianKernel {
         /// The package that depends on the current kernel package.
         metapackage: &'static str,
+        /// Modules in the initrd besides those of the guest's own devices.
+        modules: &'static [&'static str],
     },
     /// A Debian kernel with Linux' own tests of x86 in its initrd.
     Selftests {
@@ -90,7 +92,7 @@ static GUESTS: &[Guest] = &[
         append: "console=ttyS0",
         booted: MARKER,
         prepared_mib: 70,
-        recipe: Recipe::DebianKernel { metapackage: "linux-image-cloud-amd64" },
+        recipe: Recipe::DebianKernel { metapackage: "linux-image-cloud-amd64", modules: &[] },
     },
     Guest {
         name: "generic",
@@ -100,7 +102,7 @@ static GUESTS: &[Guest] = &[
         append: "console=ttyS0",
         booted: MARKER,
         prepared_mib: 80,
-        recipe: Recipe::DebianKernel { metapackage: "linux-image-amd64" },
+        recipe: Recipe::DebianKernel { metapackage: "linux-image-amd64", modules: &[] },
     },
     Guest {
         name: "rt",
@@ -110,7 +112,7 @@ static GUESTS: &[Guest] = &[
         append: "console=ttyS0",
         booted: MARKER,
         prepared_mib: 80,
-        recipe: Recipe::DebianKernel { metapackage: "linux-image-rt-amd64" },
+        recipe: Recipe::DebianKernel { metapackage: "linux-image-rt-amd64", modules: &[] },
     },
     Guest {
         name: "686-pae",
@@ -120,7 +122,7 @@ static GUESTS: &[Guest] = &[
         append: "console=ttyS0",
         booted: MARKER,
         prepared_mib: 60,
-        recipe: Recipe::DebianKernel { metapackage: "linux-image-686-pae" },
+        recipe: Recipe::DebianKernel { metapackage: "linux-image-686-pae", modules: &[] },
     },
     Guest {
         name: "686",
@@ -130,7 +132,7 @@ static GUESTS: &[Guest] = &[
         append: "console=ttyS0",
         booted: MARKER,
         prepared_mib: 60,
-        recipe: Recipe::DebianKernel { metapackage: "linux-image-686" },
+        recipe: Recipe::DebianKernel { metapackage: "linux-image-686", modules: &[] },
     },
     Guest {
         name: "selftests",
@@ -151,6 +153,19 @@ static GUESTS: &[Guest] = &[
         booted: MARKER,
         prepared_mib: 70,
         recipe: Recipe::Selftests { metapackage: "linux-image-686-pae" },
+    },
+    Guest {
+        name: "kvm-lab",
+        summary: "Debian 12 generic kernel with AMD's KVM: the ground of cargo xtask lab kvm",
+        architecture: Architecture::Amd64,
+        memory_mib: 512,
+        append: "console=ttyS0",
+        booted: MARKER,
+        prepared_mib: 80,
+        recipe: Recipe::DebianKernel {
+            metapackage: "linux-image-amd64",
+            modules: &["kvm_amd", "9p", "9pnet_virtio", "tun"],
+        },
     },
     Guest {
         name: "alpine",

@@ -14,6 +14,7 @@
 mod console;
 mod expected;
 mod http;
+pub mod lab;
 pub mod rows;
 mod runner;
 mod shell;

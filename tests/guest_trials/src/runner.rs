@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use guest_catalog::{Cache, Progress};
 
-use crate::rows::{self, Row};
+use crate::rows::{self, Ground, Row};
 use crate::stage::{Stage, Tier};
 use crate::vm::Vmm;
 
@@ -96,6 +96,15 @@ fn reason_not_to_run(row: &Row, selection: &Selection, vmm: &Vmm) -> Option<Stri
     if row.bedplate_only && !vmm.is_bedplate() {
         return Some("needs what only Bedplate has".into());
     }
+    match (row.ground, vmm) {
+        (Ground::NotInLab(reason), Vmm::Lab { .. }) => {
+            return Some(format!("not in the laboratory: {reason}"));
+        }
+        (Ground::LabOnly, Vmm::Bedplate { .. } | Vmm::Qemu { .. }) => {
+            return Some("needs a real KVM: cargo xtask trials --lab".into());
+        }
+        _ => {}
+    }
     None
 }
 
@@ -147,11 +156,15 @@ mod tests {
         let qemu = Vmm::Qemu { binary: "qemu".into() };
         let rows = rows::all();
         let campaign = rows.iter().find(|row| row.tier == Tier::Campaign && !row.bedplate_only).unwrap();
-        let own = rows.iter().find(|row| row.bedplate_only).unwrap();
+        let own = rows.iter().find(|row| row.bedplate_only && row.ground == Ground::Any).unwrap();
+        let lab = rows.iter().find(|row| row.ground == Ground::LabOnly).unwrap();
         let reason = |row, tier, part| reason_not_to_run(row, &selection(tier, part), &qemu);
         assert!(reason(campaign, Tier::Test, None).unwrap().contains("campaign"));
         assert_eq!(reason(campaign, Tier::Campaign, None), None);
         assert!(reason(campaign, Tier::Campaign, Some("no such row")).unwrap().contains("name"));
         assert!(reason(own, Tier::Campaign, None).unwrap().contains("Bedplate"));
+        let bedplate = Vmm::Bedplate { binary: "bedplate".into(), more: Vec::new() };
+        let reason = reason_not_to_run(lab, &selection(Tier::Campaign, None), &bedplate);
+        assert!(reason.unwrap().contains("--lab"));
     }
 }

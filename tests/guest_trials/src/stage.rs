@@ -1,6 +1,7 @@
 //! What a row gets to work with: the VMM under trial, the prepared guests, a scratch folder, its patience, and the
 //! transcripts of every VM that it started.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use guest_catalog::{Cache, Prepared};
 
 use crate::console::ConsoleError;
+use crate::lab::quoted;
 use crate::vm::{Vm, VmConfig, Vmm};
 
 /// When a row runs.
@@ -102,6 +104,8 @@ impl Stage {
         let factor = match self.vmm {
             Vmm::Qemu { .. } => 10,
             Vmm::Bedplate { .. } => 60,
+            // Emulated twice, and the laboratory boots first.
+            Vmm::Lab { .. } => 120,
         };
         Duration::from_secs(seconds * factor).max(Duration::from_secs(60))
     }
@@ -111,19 +115,35 @@ impl Stage {
     /// # Errors
     /// The process cannot be started.
     pub fn start(&self, config: &VmConfig) -> Result<Vm, Failure> {
-        Vm::start(&self.vmm, config)
-            .map_err(|e| Failure::new(format!("cannot start {}: {e}", self.vmm.name())))
+        self.start_on(&self.vmm, config)
     }
 
-    /// `bedplate ctl NAME …` that must succeed; what it said.
+    /// Starts a VM on another VMM than the one under trial.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn start_on(&self, vmm: &Vmm, config: &VmConfig) -> Result<Vm, Failure> {
+        let config = VmConfig { scratch: Some(self.scratch().to_path_buf()), ..config.clone() };
+        Vm::start(vmm, &config).map_err(|e| Failure::new(format!("cannot start {}: {e}", vmm.name())))
+    }
+
+    /// `bedplate ctl NAME …` for `vm`, which has that name; it must succeed. What it said.
     ///
     /// # Errors
     /// It fails, or the VMM under trial is not Bedplate.
-    pub fn ctl(&self, name: &str, words: &[&str]) -> Result<String, Failure> {
-        let Vmm::Bedplate { binary, .. } = &self.vmm else {
-            return Err(Failure::new("only Bedplate has a control socket"));
+    pub fn ctl(&self, vm: &Vm, name: &str, words: &[&str]) -> Result<String, Failure> {
+        let all = ["ctl", name].into_iter().chain(words.iter().copied());
+        let binary = match (&self.vmm, vm.lab()) {
+            (_, Some(lab)) => {
+                let words: Vec<_> = std::iter::once("bedplate").chain(all).map(OsStr::new).collect();
+                return lab.control(&quoted(&words), self.patience(10));
+            }
+            (Vmm::Bedplate { binary, .. }, None) => binary,
+            // A VM beside the laboratory.
+            (Vmm::Lab { lab, .. }, None) => &lab.bedplate,
+            _ => return Err(Failure::new("only Bedplate has a control socket")),
         };
-        let done = Command::new(binary).args(["ctl", name]).args(words).output()?;
+        let done = Command::new(binary).args(all).output()?;
         Failure::unless(done.status.success(), || {
             let said = String::from_utf8_lossy(&done.stderr);
             format!("ctl {} ended with {}: {said}", words.join(" "), done.status)
@@ -156,10 +176,7 @@ impl Stage {
     /// Keeps a VM's transcript for the row's log file.
     pub fn keep(&self, vm: &Vm) {
         let mut kept = self.transcripts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        kept.extend_from_slice(format!("\n===== {}\n", vm.command_line()).as_bytes());
-        kept.extend_from_slice(&vm.console_transcript());
-        kept.extend_from_slice(b"\n===== messages\n");
-        kept.extend_from_slice(vm.messages().as_bytes());
+        kept.extend_from_slice(&vm.transcript());
     }
 
     /// All kept transcripts.

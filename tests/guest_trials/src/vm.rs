@@ -5,6 +5,7 @@
 //! [`Vm`] is dropped; what it says on standard error is kept apart from the console.
 
 use std::io::{self, Read};
+use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use guest_catalog::{DiskFormat, Prepared};
 
 use crate::console::Console;
+use crate::lab::{self, Lab};
 use crate::stage::Failure;
 
 /// Which program runs the guest.
@@ -24,6 +26,13 @@ pub enum Vmm {
     Bedplate {
         /// The binary.
         binary: PathBuf,
+        /// Appended to `bedplate run …`.
+        more: Vec<String>,
+    },
+    /// Bedplate in the laboratory, on a real KVM.
+    Lab {
+        /// The laboratory.
+        lab: Box<Lab>,
         /// Appended to `bedplate run …`.
         more: Vec<String>,
     },
@@ -39,13 +48,14 @@ impl Vmm {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Bedplate { .. } => "bedplate",
+            Self::Lab { .. } => "kvm@lab",
             Self::Qemu { .. } => "qemu",
         }
     }
 
     /// Whether it is Bedplate.
     pub fn is_bedplate(&self) -> bool {
-        matches!(self, Self::Bedplate { .. })
+        matches!(self, Self::Bedplate { .. } | Self::Lab { .. })
     }
 }
 
@@ -109,8 +119,12 @@ pub struct VmConfig {
     pub name: Option<String>,
     /// Brings a saved VM back instead of booting (Bedplate only).
     pub restore: Option<PathBuf>,
+    /// Brings this saved VM back once the VM has ended well, in the same session (in the laboratory only).
+    pub then_restore: Option<PathBuf>,
     /// The console is a terminal instead of pipes, as for a person (Bedplate only); see [`TERMINAL_CHANGED`].
     pub terminal: bool,
+    /// Where the trial's other files are, such as saved VMs.
+    pub scratch: Option<PathBuf>,
 }
 
 /// Shown behind everything else if the terminal was not left as it was found.
@@ -141,7 +155,9 @@ impl VmConfig {
             reboots: false,
             name: None,
             restore: None,
+            then_restore: None,
             terminal: false,
+            scratch: None,
         })
     }
 
@@ -159,15 +175,49 @@ impl VmConfig {
         self
     }
 
-    fn command(&self, vmm: &Vmm) -> Command {
-        match vmm {
-            Vmm::Bedplate { binary, more } if self.terminal => on_a_terminal(&self.bedplate(binary, more)),
-            Vmm::Bedplate { binary, more } => self.bedplate(binary, more),
-            Vmm::Qemu { binary } => self.qemu(binary),
-        }
+    /// The command, and the laboratory that it runs in.
+    fn command(&self, vmm: &Vmm) -> io::Result<(Command, Option<lab::Run>)> {
+        Ok(match vmm {
+            Vmm::Bedplate { binary, more } if self.terminal => {
+                (on_a_terminal(&self.bedplate(binary, more, Ipv4Addr::LOCALHOST)), None)
+            }
+            Vmm::Bedplate { binary, more } => (self.bedplate(binary, more, Ipv4Addr::LOCALHOST), None),
+            Vmm::Lab { lab, more } => {
+                let (command, run) = lab::Run::prepare(lab, &self.in_lab(more))?;
+                (command, Some(run))
+            }
+            Vmm::Qemu { binary } => (self.qemu(binary), None),
+        })
     }
 
-    fn bedplate(&self, binary: &Path, more: &[String]) -> Command {
+    fn in_lab(&self, more: &[String]) -> lab::Session {
+        let command = |config: &Self| config.bedplate(Path::new("bedplate"), more, Ipv4Addr::UNSPECIFIED);
+        let mut commands = vec![command(self)];
+        if let Some(file) = &self.then_restore {
+            commands.push(command(&Self { restore: Some(file.clone()), ..self.clone() }));
+        }
+        let mut session = lab::Session::of(&commands);
+        session.memory_mib = self.memory_mib + lab::OWN_MEMORY_MIB;
+        for file in std::iter::once(&self.kernel).chain(&self.initrd) {
+            session.share_folder_of(file, false);
+        }
+        for disk in &self.disks {
+            session.share_folder_of(&disk.path, !disk.read_only);
+        }
+        if let Some(scratch) = &self.scratch {
+            session.share(scratch, true);
+        }
+        let forwards = self.net.iter().flat_map(|net| &net.forwards);
+        session.ports = forwards.map(|(host, _)| *host).collect();
+        // Ports of the host that the guest is told of.
+        let told = self.append.split("GATEWAY:").skip(1);
+        session.relays =
+            told.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect();
+        session
+    }
+
+    /// `address`: where ports of the host are opened.
+    fn bedplate(&self, binary: &Path, more: &[String], address: Ipv4Addr) -> Command {
         let mut command = Command::new(binary);
         command.arg("run");
         if let Some(name) = &self.name {
@@ -175,6 +225,10 @@ impl VmConfig {
         }
         if let Some(file) = &self.restore {
             command.arg("--restore").arg(file);
+            // The saved VM has everything but where it goes on.
+            if let Some(at) = more.iter().position(|word| word == "--engine") {
+                command.args(&more[at..(at + 2).min(more.len())]);
+            }
             return command;
         }
         command.arg("--kernel").arg(&self.kernel);
@@ -194,7 +248,7 @@ impl VmConfig {
         if let Some(net) = &self.net {
             let mut text = "user,hostloopback=on".to_string();
             for (host, guest) in &net.forwards {
-                text.push_str(&format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+                text.push_str(&format!(",hostfwd=tcp:{address}:{host}-:{guest}"));
             }
             command.args(["--net", &text]);
         }
@@ -272,6 +326,7 @@ impl Exit {
 #[derive(Debug)]
 pub struct Vm {
     child: Child,
+    lab: Option<lab::Run>,
     escape_key: bool,
     command_line: String,
     messages: Arc<Mutex<Vec<u8>>>,
@@ -287,7 +342,7 @@ impl Vm {
     /// # Errors
     /// The program cannot be run.
     pub fn start(vmm: &Vmm, config: &VmConfig) -> io::Result<Self> {
-        let mut command = config.command(vmm);
+        let (mut command, lab) = config.command(vmm)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let command_line = format!("{command:?}");
         let started = Instant::now();
@@ -302,7 +357,7 @@ impl Vm {
         // Bedplate takes the escape key from terminals only: a pipe may carry any byte.
         let escape_key = config.terminal || !vmm.is_bedplate();
         let console = Console::new(output, input);
-        Ok(Self { child, escape_key, command_line, messages, reader, console, started })
+        Ok(Self { child, lab, escape_key, command_line, messages, reader, console, started })
     }
 
     /// The console.
@@ -328,7 +383,10 @@ impl Vm {
                 if let Some(reader) = self.reader.take() {
                     let _ = reader.join();
                 }
-                return Ok(Exit::of(status));
+                return match &self.lab {
+                    Some(lab) => lab.status(status).map(Exit::Code),
+                    None => Ok(Exit::of(status)),
+                };
             }
             if start.elapsed() > patience {
                 return Err(Failure::new("the console has ended but the process has not"));
@@ -342,7 +400,9 @@ impl Vm {
     /// # Errors
     /// It does not end.
     pub fn stop(&mut self, patience: Duration) -> Result<Exit, Failure> {
-        if self.escape_key {
+        if let Some(lab) = &self.lab {
+            lab.control("killall -TERM bedplate", patience)?;
+        } else if self.escape_key {
             self.console.send("\u{1}x")?;
         } else {
             let line = format!("kill -TERM {}", self.child.id());
@@ -367,9 +427,27 @@ impl Vm {
         String::from_utf8_lossy(&self.messages.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
+    /// The laboratory that it runs in.
+    pub(crate) fn lab(&self) -> Option<&lab::Run> {
+        self.lab.as_ref()
+    }
+
     /// How it was started.
     pub fn command_line(&self) -> &str {
         &self.command_line
+    }
+
+    /// Everything that was said: how it was started, its console, its messages, the laboratory's console.
+    pub fn transcript(&self) -> Vec<u8> {
+        let mut all = format!("\n===== {}\n", self.command_line).into_bytes();
+        all.extend_from_slice(&self.console_transcript());
+        all.extend_from_slice(b"\n===== messages\n");
+        all.extend_from_slice(self.messages().as_bytes());
+        if let Some(lab) = &self.lab {
+            all.extend_from_slice(b"\n===== laboratory\n");
+            all.extend_from_slice(lab.log().as_bytes());
+        }
+        all
     }
 
     /// All that the console showed.
@@ -416,7 +494,9 @@ mod tests {
             reboots: true,
             name: None,
             restore: None,
+            then_restore: None,
             terminal: false,
+            scratch: None,
         }
     }
 
@@ -429,17 +509,20 @@ mod tests {
         let config = config().disk(Path::new("/d.raw"), DiskFormat::Raw).net(&[(2222, 22)]);
         let vmm = Vmm::Bedplate { binary: "bedplate".into(), more: vec!["--engine".into(), "soft".into()] };
         assert_eq!(
-            words(&config.command(&vmm)),
+            words(&config.command(&vmm).unwrap().0),
             "run --kernel /g/vmlinuz --initrd /g/initrd.cpio --append console=ttyS0 --cpus 2 --memory 512M \
              --disk /d.raw,format=raw --net user,hostloopback=on,hostfwd=tcp:127.0.0.1:2222-:22 --engine soft"
         );
     }
 
     #[test]
-    fn a_restore_names_only_the_file() {
+    fn a_restore_names_only_the_file_and_the_engine() {
         let config = VmConfig { restore: Some("/s.vm".into()), name: Some("n".into()), ..config() };
         let vmm = Vmm::Bedplate { binary: "bedplate".into(), more: Vec::new() };
-        assert_eq!(words(&config.command(&vmm)), "run --name n --restore /s.vm");
+        assert_eq!(words(&config.command(&vmm).unwrap().0), "run --name n --restore /s.vm");
+        let more = ["--cpu-model", "max", "--engine", "soft"].map(String::from).to_vec();
+        let vmm = Vmm::Bedplate { binary: "bedplate".into(), more };
+        assert_eq!(words(&config.command(&vmm).unwrap().0), "run --name n --restore /s.vm --engine soft");
     }
 
     #[test]

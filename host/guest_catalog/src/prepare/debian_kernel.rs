@@ -13,17 +13,26 @@ use crate::progress::Progress;
 pub(crate) fn prepare(
     metapackage: &str,
     architecture: Architecture,
+    modules: &[&str],
     place: &Place<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Manifest, CatalogError> {
-    with_extras(metapackage, architecture, &[], place, progress)
+    with_extras(metapackage, architecture, &Extras { modules, files: &[] }, place, progress)
 }
 
-/// The same with further programs and libraries in the initrd.
+/// What the initrd holds besides busybox and the modules of every guest.
+pub(super) struct Extras<'a> {
+    /// Modules by name.
+    pub(super) modules: &'a [&'a str],
+    /// Programs and libraries.
+    pub(super) files: &'a [Extra],
+}
+
+/// The same with extras in the initrd.
 pub(super) fn with_extras(
     metapackage: &str,
     architecture: Architecture,
-    extras: &[Extra],
+    extras: &Extras<'_>,
     place: &Place<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Manifest, CatalogError> {
@@ -45,11 +54,12 @@ pub(super) fn with_extras(
     stage_kernel(&mut manifest, place, &kernel, progress)?;
 
     progress.step("build the initrd", None);
-    let modules = modules::pick(&unpacked.join("lib/modules"), initrd::WANTED_MODULES)?;
+    let modules =
+        modules::pick(&unpacked.join("lib/modules"), &[initrd::WANTED_MODULES, extras.modules].concat())?;
     let busybox_path = unpacked.join("bin/busybox");
     let busybox = fs::read(&busybox_path).context("read", &busybox_path)?;
     let path = place.staged.join("initrd.cpio");
-    let archive = initrd::build(&path, &busybox, &modules, extras)?;
+    let archive = initrd::build(&path, &busybox, &modules, extras.files)?;
     fs::write(&path, archive).context("write", &path)?;
     manifest.add("initrd", place.staged, "initrd.cpio")?;
     Ok(manifest)

@@ -42,8 +42,8 @@ pub(crate) fn prepare(
     progress: &mut dyn Progress,
 ) -> Result<(), CatalogError> {
     let mut manifest = match guest.recipe {
-        Recipe::DebianKernel { metapackage } => {
-            debian_kernel::prepare(metapackage, guest.architecture, place, progress)?
+        Recipe::DebianKernel { metapackage, modules } => {
+            debian_kernel::prepare(metapackage, guest.architecture, modules, place, progress)?
         }
         Recipe::Selftests { metapackage } => {
             selftests::prepare(metapackage, guest.architecture, place, progress)?

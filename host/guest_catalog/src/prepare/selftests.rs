@@ -83,6 +83,7 @@ pub(crate) fn prepare(
         extras.push(extra(&path, format!("lib/bedplate/selftests/{name}"))?);
     }
     extras.sort_by(|a, b| a.path.cmp(&b.path));
+    let extras = debian_kernel::Extras { modules: &[], files: &extras };
     let mut manifest = debian_kernel::with_extras(metapackage, architecture, &extras, place, progress)?;
     manifest.packages.extend(packages.iter().map(|package| format!("{} {}", package.name, package.version)));
     Ok(manifest)

@@ -19,7 +19,9 @@ pub(super) fn rows() -> Vec<Row> {
     }
     rows.push(Row::new("ending/panic", Tier::Test, "cloud", panic_row));
     rows.push(Row::new("ending/triple-fault", Tier::Test, "cloud", triple_fault));
-    rows.push(Row::new("ending/escape-key", Tier::Test, "cloud", escape_key));
+    rows.push(
+        Row::new("ending/escape-key", Tier::Test, "cloud", escape_key).not_in_lab("it needs a terminal"),
+    );
     rows.push(Row::new("ending/sigterm", Tier::Campaign, "cloud", stopped_by_signal).bedplate_only());
     rows
 }

@@ -3,6 +3,7 @@
 mod boot;
 mod disk;
 mod ending;
+mod moving;
 mod network;
 mod selftests;
 mod state;
@@ -12,6 +13,17 @@ use crate::stage::{Failure, Stage, Tier};
 
 /// What a row does on its stage.
 pub type Trial = Box<dyn Fn(&Stage) -> Result<(), Failure> + Send + Sync>;
+
+/// Where a row runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// On the host and in the laboratory.
+    Any,
+    /// On the host only, and why.
+    NotInLab(&'static str),
+    /// In the laboratory only: it needs a real KVM.
+    LabOnly,
+}
 
 /// One trial.
 pub struct Row {
@@ -23,6 +35,8 @@ pub struct Row {
     pub guests: Vec<&'static str>,
     /// It uses what only Bedplate has (saved state, its control socket).
     pub bedplate_only: bool,
+    /// Where it runs.
+    pub ground: Ground,
     /// The trial.
     pub run: Trial,
 }
@@ -40,11 +54,28 @@ impl Row {
         guest: &'static str,
         run: impl Fn(&Stage) -> Result<(), Failure> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), tier, guests: vec![guest], bedplate_only: false, run: Box::new(run) }
+        Self {
+            name: name.into(),
+            tier,
+            guests: vec![guest],
+            bedplate_only: false,
+            ground: Ground::Any,
+            run: Box::new(run),
+        }
     }
 
     fn bedplate_only(mut self) -> Self {
         self.bedplate_only = true;
+        self
+    }
+
+    fn not_in_lab(mut self, reason: &'static str) -> Self {
+        self.ground = Ground::NotInLab(reason);
+        self
+    }
+
+    fn lab_only(mut self) -> Self {
+        (self.ground, self.bedplate_only) = (Ground::LabOnly, true);
         self
     }
 }
@@ -57,6 +88,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(disk::rows());
     rows.extend(network::rows());
     rows.extend(state::rows());
+    rows.extend(moving::rows());
     rows.extend(selftests::rows());
     rows.extend(system::rows());
     rows

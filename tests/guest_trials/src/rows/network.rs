@@ -15,7 +15,10 @@ const KIB: usize = 10 * 1024;
 const GUEST_PORT: u16 = 8080;
 
 pub(super) fn rows() -> Vec<Row> {
-    let mut rows = vec![Row::new("network/ping-udp-refusal", Tier::Test, "cloud", ping_udp_refusal)];
+    let mut rows = vec![
+        Row::new("network/ping-udp-refusal", Tier::Test, "cloud", ping_udp_refusal)
+            .not_in_lab("the laboratory passes on TCP alone"),
+    ];
     for cpus in [1, 2] {
         let tier = if cpus == 2 { Tier::Test } else { Tier::Campaign };
         let name = format!("network/fetch-and-serve-10MB/{}", cpus_name(cpus));

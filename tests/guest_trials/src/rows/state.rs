@@ -46,7 +46,7 @@ fn save_and_continue(stage: &Stage) -> Result<(), Failure> {
     let file = stage.scratch().join("moment.save");
     let outcome = (|| {
         vm.console().expect("BEDPLATE-CHECKSUM 5/", stage.patience(60))?;
-        stage.ctl(&name, &["save", "--continue", &file.to_string_lossy()])?;
+        stage.ctl(&vm, &name, &["save", "--continue", &file.to_string_lossy()])?;
         let frozen = std::fs::read(&disk)?;
         ends_well(stage, &mut vm, ROUNDS)?;
         stage.keep(&vm);
@@ -107,7 +107,7 @@ fn run_through_saves(
             break;
         }
         let file = stage.scratch().join(format!("{count}.save"));
-        save(stage, name, &file)?;
+        save(stage, vm, name, &file)?;
         let exit = vm.wait(stage.patience(20))?;
         Failure::unless(exit == Exit::Code(0), || format!("save {count} ended the process with {exit:?}"))?;
         stage.keep(vm);
@@ -135,8 +135,8 @@ fn run_through_saves(
     Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))
 }
 
-fn save(stage: &Stage, name: &str, file: &Path) -> Result<(), Failure> {
-    stage.ctl(name, &["save", &file.to_string_lossy()]).map(|_| ())
+fn save(stage: &Stage, vm: &Vm, name: &str, file: &Path) -> Result<(), Failure> {
+    stage.ctl(vm, name, &["save", &file.to_string_lossy()]).map(|_| ())
 }
 
 fn final_line(transcript: &[u8]) -> Option<String> {

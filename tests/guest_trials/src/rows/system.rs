@@ -74,7 +74,7 @@ fn power_button(stage: &Stage) -> Result<(), Failure> {
     let mut vm = stage.start(&config)?;
     let outcome = (|| {
         log_in(stage, vm.console())?;
-        stage.ctl(&name, &["stop"])?;
+        stage.ctl(&vm, &name, &["stop"])?;
         vm.console().expect_any(&["Power down", "reboot: Power"], stage.patience(90))?;
         let exit = vm.wait(stage.patience(30))?;
         Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))

@@ -1,0 +1,185 @@
+//! `cargo xtask lab`: Bedplate on a real KVM, without a processor that has virtualization. See `guest_trials::lab`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use guest_catalog::{Cache, INIT_MARKER, READY_MARKER};
+use guest_trials::lab::{self, Ends, Folder, Lab, Run, Session};
+use guest_trials::{Boot, Vm, VmConfig, Vmm};
+
+use crate::progress::Bars;
+use crate::{setup, trials, workspace};
+
+#[derive(Debug, Subcommand)]
+pub enum LabTask {
+    /// Boot a guest with --engine kvm on AMD's KVM under QEMU; a verdict, and the log in target/lab.
+    Kvm(KvmOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct KvmOptions {
+    /// A shell in the laboratory on this terminal instead; `bedplate` and the guests are there.
+    #[arg(long)]
+    shell: bool,
+    /// Run the engine's own tests there instead; words behind `--` are theirs.
+    #[arg(long, conflicts_with = "shell")]
+    tests: bool,
+    /// vCPUs of the guest.
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// Which guest of the catalogue boots.
+    #[arg(long, default_value = "cloud")]
+    guest: String,
+    /// Seconds that the whole run may take.
+    #[arg(long, default_value_t = 600)]
+    limit: u64,
+    /// Use this static bedplate binary instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// More arguments for `bedplate run`.
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+pub fn run(task: &LabTask) -> Result<()> {
+    let LabTask::Kvm(options) = task;
+    if options.tests {
+        return tests(options);
+    }
+    let vmm = vmm(options.binary.as_deref(), &options.more)?;
+    if options.shell { shell(&vmm, options) } else { boot(&vmm, options) }
+}
+
+/// Bedplate in the laboratory.
+pub fn vmm(binary: Option<&Path>, more: &[String]) -> Result<Vmm> {
+    setup::packages()?;
+    let bedplate = match binary {
+        Some(binary) => fs::canonicalize(binary).with_context(|| format!("{}", binary.display()))?,
+        None => workspace::static_bedplate()?,
+    };
+    let mut all = Vec::new();
+    for (option, value) in [("--engine", "kvm"), ("--cpu-model", lab::CPU_MODEL)] {
+        if !more.iter().any(|word| word == option) {
+            all.extend([option.to_string(), value.to_string()]);
+        }
+    }
+    all.extend_from_slice(more);
+    Ok(Vmm::Lab { lab: Box::new(laboratory(bedplate)?), more: all })
+}
+
+fn laboratory(bedplate: PathBuf) -> Result<Lab> {
+    let qemu = trials::qemu_binary()?;
+    let ground = Cache::of_user()?.fetch(guest_catalog::find(lab::GROUND)?, &mut Bars::new())?;
+    Ok(Lab { qemu, ground, bedplate })
+}
+
+/// Boots a guest to its marker and off, and tells what happened on the way.
+fn boot(vmm: &Vmm, options: &KvmOptions) -> Result<()> {
+    let guest = Cache::of_user()?.fetch(guest_catalog::find(&options.guest)?, &mut Bars::new())?;
+    let config = VmConfig::new(&guest, Boot::BzImage, options.cpus, "bedplate.poweroff");
+    let mut vm = Vm::start(vmm, &config.map_err(|e| anyhow!("{e}"))?)?;
+    let deadline = Instant::now() + Duration::from_secs(options.limit);
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let result = (|| {
+        for (text, meaning) in [
+            ("Linux version", "the guest's kernel runs"),
+            (INIT_MARKER, "its init runs"),
+            (READY_MARKER, "its modules are loaded"),
+            ("Power down", "it powers off"),
+        ] {
+            vm.console().expect(text, left())?;
+            eprintln!("{:6.1} s  {meaning}", vm.age().as_secs_f64());
+        }
+        vm.wait(left())
+    })();
+    let log = keep_log(&vm)?;
+    for line in vm.messages().lines() {
+        eprintln!("          {line}");
+    }
+    match result {
+        Ok(guest_trials::Exit::Code(0)) => {
+            eprintln!("passed: {} with {} CPUs on KVM; log: {}", options.guest, options.cpus, log.display());
+            Ok(())
+        }
+        Ok(exit) => bail!("bedplate ended with {exit:?}; log: {}", log.display()),
+        Err(failure) => bail!("{failure}\nlog: {}", log.display()),
+    }
+}
+
+/// Everything that was said, in target/lab.
+fn keep_log(vm: &Vm) -> Result<PathBuf> {
+    let folder = workspace::target_folder()?.join("lab");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let path = folder.join("kvm.log");
+    fs::write(&path, vm.transcript()).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Runs the engine's unit and guest tests, which skip themselves where there is no KVM.
+fn tests(options: &KvmOptions) -> Result<()> {
+    setup::packages()?;
+    let programs = workspace::static_engine_tests()?;
+    for program in &programs {
+        let mut command = Command::new(program);
+        // One after the other: two virtual processors take their turns as it is.
+        command.arg("--test-threads=1").args(&options.more);
+        let (mut qemu, run) = Run::prepare(&laboratory(program.clone())?, &Session::of(&[command]))?;
+        // The port's input stays open as long as somebody could write.
+        let mut child = qemu.stdin(Stdio::piped()).spawn().context("cannot run QEMU")?;
+        let deadline = Instant::now() + Duration::from_secs(options.limit);
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if Instant::now() >= deadline {
+                child.kill()?;
+                child.wait()?;
+                bail!(
+                    "the tests did not end within {} s (--limit); the laboratory said:\n{}",
+                    options.limit,
+                    run.log()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        match run.status(status) {
+            Ok(0) => {}
+            Ok(code) => bail!("{} ended with code {code}", program.display()),
+            Err(failure) => bail!("{failure}"),
+        }
+    }
+    eprintln!("passed: {} test programs of cpu_kvm on KVM", programs.len());
+    Ok(())
+}
+
+fn shell(vmm: &Vmm, options: &KvmOptions) -> Result<()> {
+    let Vmm::Lab { lab, more } = vmm else { bail!("not in the laboratory") };
+    let guest = Cache::of_user()?.fetch(guest_catalog::find(&options.guest)?, &mut Bars::new())?;
+    let initrd = guest.initrd.iter().map(|path| format!(" --initrd {}", path.display())).collect::<String>();
+    let line = format!(
+        "bedplate run --kernel {}{initrd} --append '{}' --cpus {} {}",
+        guest.kernel.display(),
+        guest.append,
+        options.cpus,
+        more.join(" ")
+    );
+    let script = format!(
+        "echo; echo 'To boot {}: sh /tmp/guest'; echo \"{line}\" > /tmp/guest\nsetsid cttyhack sh\n",
+        guest.guest
+    );
+    let mut session = Session { script, ends: Ends::Terminal, ..Session::of(&[]) };
+    session.share(&guest.folder, false);
+    let folder = workspace::target_folder()?.join("lab");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let folder = Folder(folder);
+    eprintln!("a shell in the laboratory in some seconds; `exit` leaves it, Ctrl-A x kills it");
+    let status = lab.command(&session, &folder)?.stdin(Stdio::inherit()).status()?;
+    match status.code().and_then(lab::status_of) {
+        Some(_) => Ok(()),
+        None => bail!("the laboratory ended with {status}; log: {}", folder.log().display()),
+    }
+}
