@@ -2,11 +2,12 @@
 
 use crate::cpuid;
 use crate::ioctls::error;
-use crate::partition::KvmPartition;
+use crate::partition::{KvmPartition, Log};
 use crate::probe::{Probe, probe};
 use hypervisor::{Capabilities, CpuModel, EngineError, Hypervisor, Partition, PartitionLayout};
 use kvm_ioctls::{Cap, Kvm};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use sync::Once;
 use x86_defs::cpuid::{Feature, FeatureSet};
@@ -55,6 +56,7 @@ pub struct KvmHypervisor {
     tsc_scaling: bool,
     tsc_khz: u32,
     probe: Once<Probe>,
+    log: Log,
 }
 
 impl KvmHypervisor {
@@ -67,6 +69,17 @@ impl KvmHypervisor {
             }
             probe(&self.kvm, model, self.tsc_khz)
         })
+    }
+
+    /// What a probe has found before, on the same kernel: it is not done again.
+    pub fn remember(&self, probe: Probe) {
+        self.probe.call_once(|| probe);
+    }
+
+    /// Tells `log` what people should know: once for each instruction that has to be completed.
+    #[must_use]
+    pub fn with_log(self, log: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { log: Arc::new(log), ..self }
     }
 
     /// Opens `/dev/kvm` and looks what it can do.
@@ -91,7 +104,7 @@ impl KvmHypervisor {
         let features = cpuid::features(&kvm).map_err(KvmUnavailable::Ask)?;
         let tsc_scaling = kvm.check_extension(Cap::TscControl);
         let tsc_khz = host_tsc_khz(&kvm).map_err(KvmUnavailable::Ask)?;
-        Ok(Self { kvm, features, tsc_scaling, tsc_khz, probe: Once::new() })
+        Ok(Self { kvm, features, tsc_scaling, tsc_khz, probe: Once::new(), log: Arc::new(|_| ()) })
     }
 }
 
@@ -133,8 +146,10 @@ impl Hypervisor for KvmHypervisor {
             )));
         }
         let scale = (!near).then_some(layout.tsc_khz);
-        let partition = KvmPartition::new(&self.kvm, layout, scale).map_err(host)?;
-        partition.shared().sound.store(self.probe().cpuid_is_the_models, Ordering::Relaxed);
+        let partition = KvmPartition::new(&self.kvm, layout, scale, self.log.clone()).map_err(host)?;
+        let (shared, probe) = (partition.shared(), self.probe());
+        shared.sound.store(probe.cpuid_is_the_models, Ordering::Relaxed);
+        shared.doubted.store(!probe.problems.is_empty(), Ordering::Relaxed);
         Ok(Box::new(partition))
     }
 }

@@ -10,7 +10,11 @@ use hypervisor::Kick;
 use std::ptr::NonNull;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 use sync::Mutex;
+
+/// Between two looks of [`KickCell::wait`], which is rare and ends soon.
+const WAIT_STEP: Duration = Duration::from_millis(1);
 
 /// Nothing else in the process uses it.
 fn signal_number() -> libc::c_int {
@@ -79,6 +83,13 @@ impl KickCell {
     /// It leaves.
     pub fn leave(&self) {
         self.target.lock().thread = None;
+    }
+
+    /// Waits until somebody wants `run` to return, and uses that up. For vCPUs that have nothing else to do any more.
+    pub fn wait(&self) {
+        while !self.take() {
+            std::thread::sleep(WAIT_STEP);
+        }
     }
 
     /// KVM_RUN was interrupted: lets it go on again; whether somebody wants `run` to return.

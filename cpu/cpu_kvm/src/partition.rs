@@ -35,6 +35,9 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xFFFB_C000;
 /// MSI data: the level is asserted; level-triggered.
 const ASSERTED_LEVEL: u32 = 1 << 14 | 1 << 15;
 
+/// Takes a line for people.
+pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// One vCPU as the partition and others see it.
 #[derive(Default)]
 pub struct VcpuCell {
@@ -74,6 +77,10 @@ pub struct Shared {
     pub counters: Counters,
     /// Whether CPUID shows the guest its CPU model.
     pub sound: AtomicBool,
+    /// The probe found that this KVM does not run real guests.
+    pub doubted: AtomicBool,
+    /// What people are told.
+    pub log: Log,
     /// That another engine would serve the guest better.
     pub unsuited: Verdict,
 }
@@ -86,7 +93,7 @@ pub struct KvmPartition {
 
 impl KvmPartition {
     /// For `layout`; `scale`: its TSC's rate, if that is not the host's.
-    pub fn new(kvm: &Kvm, layout: &PartitionLayout, scale: Option<u32>) -> io::Result<Self> {
+    pub fn new(kvm: &Kvm, layout: &PartitionLayout, scale: Option<u32>, log: Log) -> io::Result<Self> {
         let vm = kvm.create_vm().map_err(error)?;
         // Intel's processors need them; others do not mind.
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error)?;
@@ -114,6 +121,8 @@ impl KvmPartition {
             pins: Mutex::new([None; PINS]),
             counters: Counters::default(),
             sound: AtomicBool::new(true),
+            doubted: AtomicBool::new(false),
+            log,
             unsuited: Verdict::default(),
         });
         let _watch = Watch::start(&shared)?;

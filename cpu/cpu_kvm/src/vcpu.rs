@@ -5,7 +5,7 @@
 //! Invariant: `run` returns `Kicked` only when KVM_RUN was interrupted; then port and memory accesses that were under
 //! way are complete (api.rst, KVM_RUN), and the state is whole.
 
-use crate::complete::Completion;
+use crate::complete::{CompleteError, Completion};
 use crate::engine::host;
 use crate::ioctls::{self, Exit, error};
 use crate::msr::{KeptMsrs, MC_BANKS};
@@ -38,6 +38,8 @@ pub struct KvmVcpu {
     completion: Option<Box<Completion>>,
     /// In shutdown: only INIT, a reset or another state leads out of it.
     shutdown: bool,
+    /// Only another state or a reset lets it go on.
+    stuck: bool,
     /// Its thread's processor time when that was last counted.
     counted_ns: u64,
 }
@@ -76,7 +78,16 @@ impl KvmVcpu {
         cell.kick.set_flag(Some(NonNull::from(&mut fd.get_kvm_run().immediate_exit)));
         shared.start_time(cell)?;
         let kept = KeptMsrs::new(layout.cpu_model.features);
-        Ok(Self { fd, id, shared: shared.clone(), kept, completion: None, shutdown: false, counted_ns: 0 })
+        Ok(Self {
+            fd,
+            id,
+            shared: shared.clone(),
+            kept,
+            completion: None,
+            shutdown: false,
+            stuck: false,
+            counted_ns: 0,
+        })
     }
 
     fn cell(&self) -> &VcpuCell {
@@ -126,6 +137,7 @@ impl KvmVcpu {
             self.shared.signal(Msi { address: msi.0, data: msi.1 });
         }
         self.shutdown = state.run_state == RunState::Shutdown;
+        self.stuck = false;
         Ok(())
     }
 
@@ -173,7 +185,7 @@ impl KvmVcpu {
                     }
                     if let Some(reason) = self.shared.unsuited.take() {
                         let sound = self.shared.sound.load(Ordering::Relaxed);
-                        return VcpuExit::Unsuited { reason, sound };
+                        return VcpuExit::Unsuited { reason, sound, stuck: false };
                     }
                 }
                 // A processor that was started by SIPI: once more.
@@ -242,6 +254,9 @@ impl KvmVcpu {
             }
             Exit::Window | Exit::Nothing => {}
             Exit::NotEmulated => return self.complete(io),
+            Exit::Shutdown if self.shared.doubted.load(Ordering::Relaxed) => {
+                return Some(self.give_up("the processor went into shutdown", false));
+            }
             Exit::Shutdown => {
                 self.shutdown = true;
                 return Some(VcpuExit::TripleFault);
@@ -249,10 +264,21 @@ impl KvmVcpu {
             Exit::Debug => return Some(VcpuExit::DebugStop),
             Exit::Halt => return Some(VcpuExit::Halted { wake_at: None }),
             Exit::Other(reason, [a, b]) => {
-                return Some(VcpuExit::Fatal(format!("KVM stopped for reason {reason} ({a:#x}, {b:#x})")));
+                let reason = format!("KVM stopped for reason {reason} ({a:#x}, {b:#x})");
+                return Some(match self.shared.doubted.load(Ordering::Relaxed) {
+                    true => self.give_up(&reason, false),
+                    false => VcpuExit::Fatal(reason),
+                });
             }
         }
         None
+    }
+
+    /// This KVM cannot go on with the guest. `sound`: the state is that before an instruction.
+    fn give_up(&mut self, reason: &str, sound: bool) -> VcpuExit {
+        self.stuck = true;
+        let sound = sound && self.shared.sound.load(Ordering::Relaxed);
+        VcpuExit::Unsuited { reason: format!("on this host's KVM {reason}"), sound, stuck: true }
     }
 
     fn complete(&mut self, io: &Arc<dyn VcpuIo>) -> Option<VcpuExit> {
@@ -262,11 +288,19 @@ impl KvmVcpu {
         let tsc_offset = shared.vcpus[id as usize].times.lock().tsc_offset;
         match completion.run(&processor, &mut self.kept, tsc_offset) {
             Ok((mnemonic, shutdown)) => {
-                shared.counters.complete(&mnemonic);
+                if shared.counters.complete(&mnemonic) {
+                    (shared.log)(&format!(
+                        "this host's KVM does not execute {mnemonic}; the interpreter does"
+                    ));
+                }
                 self.shutdown = shutdown;
                 shutdown.then_some(VcpuExit::TripleFault)
             }
-            Err(error) => Some(VcpuExit::Fatal(format!("an instruction cannot be completed: {error}"))),
+            Err(error) => {
+                // A state that KVM took in part is neither that before the instruction nor that behind it.
+                let sound = !matches!(error, CompleteError::State(_));
+                Some(self.give_up(&format!("an instruction cannot be completed: {error}"), sound))
+            }
         }
     }
 }
@@ -279,6 +313,10 @@ impl Vcpu for KvmVcpu {
     fn run(&mut self, io: &Arc<dyn VcpuIo>) -> VcpuExit {
         if self.shutdown {
             return VcpuExit::TripleFault;
+        }
+        if self.stuck {
+            self.cell().kick.wait();
+            return VcpuExit::Kicked;
         }
         if let Err(error) = self.shared.thaw() {
             return VcpuExit::Fatal(format!("KVM's clocks cannot be set: {error}"));

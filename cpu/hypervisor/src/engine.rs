@@ -182,13 +182,15 @@ pub enum VcpuExit {
     },
     /// A fault that nobody could handle: the processor is in shutdown.
     TripleFault,
-    /// It goes on when `run` is called again, but slowly or not for long: another engine would serve this guest better;
-    /// Returned once.
+    /// Another engine would serve this guest better. Unless it is stuck it goes on when `run` is called again, slowly or
+    /// not for long, and this is returned once.
     Unsuited {
         /// Why, for people.
         reason: String,
         /// Whether the state can go on elsewhere; otherwise the guest saw things that no other engine has.
         sound: bool,
+        /// It cannot go on here: `run` does nothing more until it is kicked.
+        stuck: bool,
     },
     /// A breakpoint set from outside the guest.
     DebugStop,

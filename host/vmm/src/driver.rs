@@ -19,6 +19,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// How long vCPUs may take to stop; on a host that is very busy, too.
+const PARK_TIME: Duration = Duration::from_secs(120);
 /// How long devices may take to finish what is in flight.
 const QUIESCE_TIME: Duration = Duration::from_secs(60);
 const QUIESCE_STEP: Duration = Duration::from_millis(1);
@@ -124,10 +126,11 @@ impl Driver {
             Request::Reset => self.reset(origin),
             Request::Save { ticket, then } => self.save(*ticket, *then),
             Request::Move { ticket } => self.save(*ticket, AfterSave::Continue),
-            Request::Evade { reason, sound } => self.evade(reason, *sound),
+            Request::Evade { reason, sound, stuck } => self.evade(reason, *sound, *stuck),
             Request::Stop(_) => {
                 self.host.gate().close();
-                self.threads.park();
+                // A processor that hangs ends with the process.
+                let _ = self.threads.park(PARK_TIME);
                 // Work in flight is finished, so that what the guest wrote reaches its disks; if it cannot be,
                 // ending is still right.
                 let _ = self.quiesce();
@@ -149,13 +152,23 @@ impl Driver {
     /// Stops everything; on an error everything runs again.
     fn stand_still(&self) -> Result<(), String> {
         self.host.gate().close();
-        self.threads.park();
+        self.park()?;
         if let Err(reason) = self.quiesce() {
             self.go();
             return Err(reason);
         }
         self.host.clock().pause();
         Ok(())
+    }
+
+    /// Parks the vCPUs. One that cannot be stopped is the machine's end: its state is lost.
+    fn park(&self) -> Result<(), String> {
+        self.threads.park(PARK_TIME).map_err(|running| {
+            let (engine, seconds) = (self.machine.engine_name(), PARK_TIME.as_secs());
+            let reason = format!("{running} CPUs did not come out of engine {engine} within {seconds} s");
+            self.end(Verdict::Failed { reason: reason.clone() });
+            reason
+        })
     }
 
     fn quiesce(&self) -> Result<(), String> {
@@ -219,7 +232,7 @@ impl Driver {
     }
 
     /// Goes over to the engine that serves every guest. One that cannot go on there goes back to where it came from.
-    fn evade(&self, reason: &str, sound: bool) -> Result<After, String> {
+    fn evade(&self, reason: &str, sound: bool, stuck: bool) -> Result<After, String> {
         let chosen = engine::choose(engine::EVERYWHERE).map_err(|error| error.to_string())?;
         let (from, to) = (self.machine.engine_name(), chosen.engine.capabilities().name);
         if from == to {
@@ -231,8 +244,13 @@ impl Driver {
         }
         let after = if was_running { After::Go } else { After::AsItIs };
         if let Err(error) = self.machine.move_to(&*chosen.engine, &*self.host) {
+            let reason = format!("{reason}, and it cannot go on on {to}: {error}");
+            if stuck {
+                self.end(Verdict::Failed { reason: reason.clone() });
+                return Err(reason);
+            }
             // It stays: slow is better than not at all.
-            eprintln!("bedplate: {reason}, and it cannot go on on {to}: {error}\r");
+            eprintln!("bedplate: {reason}\r");
             return Ok(after);
         }
         if sound {

@@ -2,6 +2,7 @@
 //!
 //! Called by: `launch` (for a new VM), the desk and the driver (for a move).
 
+use crate::kvm_verdict;
 use crate::wire::EngineChoice;
 use cpu_kvm::{KvmHypervisor, KvmUnavailable};
 use cpu_soft::SoftHypervisor;
@@ -28,7 +29,7 @@ type Open = fn() -> Result<Box<dyn Hypervisor>, EngineUnavailable>;
 
 /// All of them.
 const ENGINES: &[(EngineChoice, Open)] = &[
-    (EngineChoice::Kvm, || Ok(Box::new(KvmHypervisor::open()?))),
+    (EngineChoice::Kvm, || Ok(Box::new(kvm()?))),
     (EngineChoice::Soft, || Ok(Box::new(SoftHypervisor::interpreter()))),
     (EngineChoice::SoftTranslate, || {
         Ok(Box::new(SoftHypervisor::translating(Arc::new(cpu_translate::Factory::default()))))
@@ -47,8 +48,18 @@ pub fn choose(choice: EngineChoice) -> Result<Chosen, EngineUnavailable> {
     Ok(Chosen { engine: open()?, note: None })
 }
 
+/// The host's KVM, probed; once a boot.
+fn kvm() -> Result<KvmHypervisor, KvmUnavailable> {
+    let kvm = KvmHypervisor::open()?.with_log(|line| eprintln!("bedplate: {line}\r"));
+    match kvm_verdict::known() {
+        Some(probe) => kvm.remember(probe),
+        None => kvm_verdict::keep(kvm.probe()),
+    }
+    Ok(kvm)
+}
+
 fn automatic() -> Result<Chosen, EngineUnavailable> {
-    let why_not = match KvmHypervisor::open() {
+    let why_not = match kvm() {
         Ok(kvm) if kvm.probe().problems.is_empty() => {
             return Ok(Chosen { engine: Box::new(kvm), note: None });
         }

@@ -9,6 +9,7 @@
 //!   the threads that run vCPUs. [`serial`], [`console`], [`input_gate`], [`panic_watch`], [`disk`],
 //!   [`network`]: the other ends of its devices.
 //! - [`control`]: a running VM looked after from outside; [`desk`] answers. [`saved_file`]: a saved VM.
+//! - [`engine`]: the engines by name; [`kvm_verdict`]: what the probe of KVM found; [`doctor`]: what this host can give.
 //! - [`exit`]: how a VM ended, as a process exit code and a sentence.
 #![forbid(unsafe_code)]
 
@@ -18,11 +19,13 @@ pub mod control;
 pub mod convert;
 pub mod desk;
 pub mod disk;
+pub mod doctor;
 pub mod driver;
 pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod input_gate;
+pub mod kvm_verdict;
 pub mod launch;
 pub mod network;
 pub mod panic_watch;

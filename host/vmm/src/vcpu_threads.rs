@@ -13,7 +13,11 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long vCPUs may take to end; after a park that did not succeed, that is known to be in vain.
+const END_TIME: Duration = Duration::from_secs(5);
+const END_STEP: Duration = Duration::from_millis(1);
 
 /// What a vCPU's thread does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,14 +143,21 @@ impl VcpuThreads {
         Ok(all)
     }
 
-    /// Parks all vCPUs; returns when none runs any more.
-    pub fn park(&self) {
+    /// Parks all vCPUs; returns when none runs any more, or with how many still do after `patience`: an engine that
+    /// hangs.
+    pub fn park(&self, patience: Duration) -> Result<(), usize> {
         self.gate.set(|state| state.closed = true);
         self.disturb();
+        let deadline = Instant::now() + patience;
         let mut state = lock(&self.gate.state);
         while state.parked < self.threads.len() {
-            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.threads.len() - state.parked);
+            }
+            state = self.gate.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        Ok(())
     }
 
     /// Lets them run again.
@@ -166,9 +177,15 @@ impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.gate.set(|state| state.ending = true);
         self.disturb();
+        let deadline = Instant::now() + END_TIME;
         for thread in self.threads.drain(..) {
-            // A panic of a vCPU thread was reported by the panic hook.
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(END_STEP);
+            }
+            // A panic of a vCPU thread was reported by the panic hook; one that hangs ends with the process.
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -178,6 +195,8 @@ mod tests {
     use super::*;
     use host_io::clock::HostClock;
     use std::sync::atomic::AtomicU64;
+
+    const LONG: Duration = Duration::from_secs(60);
 
     /// Counts runs; vCPU 1 always waits for ever.
     #[derive(Default)]
@@ -202,7 +221,7 @@ mod tests {
         let counter = Arc::new(Counter::default());
         let beds = vec![Bed::new(), Bed::new()];
         let threads = VcpuThreads::start(counter.clone(), beds.clone(), &clock).unwrap();
-        threads.park();
+        threads.park(LONG).unwrap();
         assert_eq!(counter.runs[0].load(Ordering::SeqCst), 0, "threads start parked");
         for round in 1..20 {
             threads.release();
@@ -212,7 +231,7 @@ mod tests {
                 beds[1].wake();
                 std::thread::yield_now();
             }
-            threads.park();
+            threads.park(LONG).unwrap();
             let runs = counter.runs[0].load(Ordering::SeqCst);
             std::thread::yield_now();
             assert_eq!(counter.runs[0].load(Ordering::SeqCst), runs);
@@ -220,6 +239,26 @@ mod tests {
         threads.release();
         drop(threads);
         assert!(counter.kicks.load(Ordering::SeqCst) >= 40);
+    }
+
+    #[test]
+    fn a_vcpu_that_hangs_is_told_of_and_does_not_hang_the_end() {
+        struct Hangs(std::sync::mpsc::SyncSender<()>);
+        impl RunVcpu for Hangs {
+            fn run(&self, _: u32) -> Next {
+                let _ = self.0.send(());
+                std::thread::park();
+                Next::Run
+            }
+            fn kick(&self, _: u32) {}
+        }
+        let clock = GuestClock::new(Box::new(HostClock));
+        let (runs, ran) = std::sync::mpsc::sync_channel(1);
+        let threads = VcpuThreads::start(Arc::new(Hangs(runs)), vec![Bed::new()], &clock).unwrap();
+        threads.park(LONG).unwrap();
+        threads.release();
+        ran.recv().unwrap();
+        assert_eq!(threads.park(Duration::from_millis(1)), Err(1));
     }
 
     #[test]

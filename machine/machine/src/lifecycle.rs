@@ -117,6 +117,8 @@ pub enum Request {
         reason: String,
         /// Whether it can go on there; otherwise it starts again.
         sound: bool,
+        /// It cannot go on where it is.
+        stuck: bool,
     },
     /// End it.
     Stop(Verdict),
@@ -348,7 +350,7 @@ mod tests {
     #[test]
     fn an_engine_is_evaded_once_and_a_reset_does_not_forget_it() {
         let mut life = Lifecycle::new();
-        let evade = || Request::Evade { reason: "slow".into(), sound: true };
+        let evade = || Request::Evade { reason: "slow".into(), sound: true, stuck: false };
         assert!(life.request(Outside, evade()).is_err());
         life.request(Outside, Request::Start).unwrap();
         done(&mut life);
@@ -369,7 +371,7 @@ mod tests {
             Just(Request::Save { ticket: 1, then: AfterSave::Stop }),
             Just(Request::Save { ticket: 2, then: AfterSave::Continue }),
             Just(Request::Move { ticket: 3 }),
-            Just(Request::Evade { reason: String::new(), sound: false }),
+            Just(Request::Evade { reason: String::new(), sound: false, stuck: true }),
             Just(Request::Stop(Verdict::Killed)),
         ]
     }

@@ -111,9 +111,9 @@ impl Machine {
         match vcpu.run(&self.io) {
             VcpuExit::Kicked | VcpuExit::DebugStop => Next::Run,
             VcpuExit::Halted { wake_at } => Next::Wait(wake_at),
-            VcpuExit::Unsuited { reason, sound } => {
+            VcpuExit::Unsuited { reason, sound, stuck } => {
                 // Refused only if it ends anyway. Not the guest's wish: its reset does not take it back.
-                let _ = self.requests.ask(Request::Evade { reason, sound });
+                let _ = self.requests.ask(Request::Evade { reason, sound, stuck });
                 Next::Run
             }
             VcpuExit::TripleFault => {

@@ -50,6 +50,12 @@ pub enum Command {
         #[arg(long, global = true)]
         json: bool,
     },
+    /// Say what this host can give VMs, and what would make it give more
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Prepare known guests from distribution packages
     #[command(after_help = "Example:\n  bedplate guest fetch cloud", subcommand)]
     Guest(GuestCommand),
@@ -68,7 +74,7 @@ impl Command {
     pub fn json(&self) -> bool {
         match self {
             Self::Run(args) => args.json,
-            Self::Ps { json } | Self::Ctl { json, .. } => *json,
+            Self::Ps { json } | Self::Ctl { json, .. } | Self::Doctor { json } => *json,
             Self::Guest(_) | Self::Completion { .. } => false,
         }
     }

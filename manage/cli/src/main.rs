@@ -3,6 +3,7 @@
 
 mod args;
 mod ctl;
+mod doctor;
 mod guest;
 mod run;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Ps { json } => ctl::ps(*json),
         Command::Ctl { name, what, json } => ctl::ctl(name, what, *json),
+        Command::Doctor { json } => doctor::doctor(*json),
         Command::Guest(command) => guest::guest(command),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -106,18 +106,21 @@ impl Processor<'_> {
     }
 
     fn read_msrs(&self, kept: &KeptMsrs) -> io::Result<Vec<(u32, u64)>> {
-        let entry = |index: &u32| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() };
-        let entries: Vec<_> = self.msrs.iter().map(entry).collect();
-        let mut list = list(&entries)?;
-        let got = self.fd.get_msrs(&mut list).map_err(error)?;
-        if got != entries.len() {
-            return Err(io::Error::other(format!("MSR {:#x} cannot be read", entries[got].index)));
-        }
-        let mut all: Vec<_> = list.as_slice().iter().map(|e| (e.index, e.data)).collect();
+        let mut all: Vec<_> = self.msrs.iter().copied().zip(self.msr_values()?).collect();
         all.retain(|(_, value)| *value != 0);
         all.extend(kept.iter());
         all.sort_unstable();
         Ok(all)
+    }
+
+    /// Values of KVM's MSRs, in the order of the list.
+    fn msr_values(&self) -> io::Result<Vec<u64>> {
+        let entry = |index: &u32| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() };
+        let mut list = list(&self.msrs.iter().map(entry).collect::<Vec<_>>())?;
+        match self.fd.get_msrs(&mut list).map_err(error)? {
+            got if got == self.msrs.len() => Ok(list.as_slice().iter().map(|e| e.data).collect()),
+            got => Err(io::Error::other(format!("MSR {:#x} cannot be read", self.msrs[got]))),
+        }
     }
 
     fn write_msrs(&self, state: &VcpuState, old: Option<&VcpuState>, kept: &mut KeptMsrs) -> io::Result<()> {
@@ -128,14 +131,26 @@ impl Processor<'_> {
         for (number, value) in state.msrs.iter().filter(|(number, _)| !self.msrs.contains(number)) {
             kept.keep(*number, *value);
         }
-        for number in self.msrs {
-            let value = find(state, *number);
-            if old.is_some_and(|old| find(old, *number) == value) {
-                continue;
-            }
-            let entry = kvm_msr_entry { index: *number, data: value, ..kvm_msr_entry::default() };
-            if self.fd.set_msrs(&list(&[entry])?).map_err(error)? != 1 && value != 0 {
-                return Err(io::Error::other(format!("MSR {number:#x} does not take {value:#x}")));
+        let here = match old {
+            Some(old) => self.msrs.iter().map(|number| find(old, *number)).collect(),
+            None => self.msr_values()?,
+        };
+        // One that has its value is left alone: some KVMs complain about writes to MSRs that can only be 0.
+        let differs = |(number, here): (&u32, u64)| {
+            let data = find(state, *number);
+            (data != here).then_some(kvm_msr_entry { index: *number, data, ..kvm_msr_entry::default() })
+        };
+        let entries: Vec<_> = self.msrs.iter().zip(here).filter_map(differs).collect();
+        let mut rest = entries.as_slice();
+        while !rest.is_empty() {
+            let done = self.fd.set_msrs(&list(rest)?).map_err(error)?;
+            match rest.get(done) {
+                Some(refused) if refused.data != 0 => {
+                    let (number, value) = (refused.index, refused.data);
+                    return Err(io::Error::other(format!("MSR {number:#x} does not take {value:#x}")));
+                }
+                Some(_) => rest = &rest[done + 1..],
+                None => break,
             }
         }
         Ok(())

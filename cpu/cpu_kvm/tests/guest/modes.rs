@@ -109,8 +109,16 @@ fn faults_and_triple_faults() {
         s.idtr.limit = 0;
     });
     g.assemble(64, CODE, |a| a.ud2().unwrap());
-    assert_eq!(g.run(), VcpuExit::TripleFault);
-    assert_eq!(g.run(), VcpuExit::TripleFault);
+    let exit = g.run();
+    if cpu_kvm::KvmHypervisor::open().unwrap().probe().problems.is_empty() {
+        assert_eq!((exit, g.run()), (VcpuExit::TripleFault, VcpuExit::TripleFault));
+    } else {
+        // Such a KVM may have caused it: the guest is to start again elsewhere.
+        let VcpuExit::Unsuited { reason, sound: false, stuck: true } = exit else { panic!("{exit:?}") };
+        assert!(reason.contains("shutdown"), "{reason}");
+        g.vcpus[0].kicker().kick();
+        assert_eq!(g.run(), VcpuExit::Kicked);
+    }
     g.vcpus[0].reset();
     let state = g.vcpus[0].save().unwrap();
     assert_eq!((state.rip, state.cr0, state.segments[1].base), (0xFFF0, 0x6000_0010, 0xFFFF_0000));
