@@ -12,7 +12,8 @@ use crate::stage::{Failure, Stage, Tier};
 use crate::vm::{Boot, Exit, Vm, VmConfig, Vmm};
 
 const MOVES: u32 = 20;
-const ROUNDS: u32 = 60;
+/// More than the moves take.
+const ROUNDS: u32 = 400;
 const POOL_KIB: usize = 64;
 const DISK_KIB: usize = 128;
 const DISK_BYTES: u64 = 16 << 20;
