@@ -8,7 +8,7 @@ macro_rules! witnesses {
     ($($name:ident)*) => { $(extern crate $name as _;)* };
 }
 witnesses! {
-    apic chipset cpu_soft device firmware guest_memory guest_time hypervisor machine machine_spec pci
+    apic chipset cpu_soft cpu_svm device firmware guest_memory guest_time hypervisor machine machine_spec metal pci
     saved_state sync virtio virtio_devices x86_decode x86_defs x86_emulate x86_host_ops
 }
 

@@ -9,6 +9,7 @@ mod demo;
 mod exec;
 mod fuzz;
 mod lab;
+mod metal;
 mod progress;
 mod setup;
 mod summary;
@@ -47,6 +48,9 @@ enum Task {
     /// Run Bedplate where KVM is real: in an emulated machine with AMD's virtualization.
     #[command(subcommand)]
     Lab(lab::LabTask),
+    /// Build, boot and test the bare-metal image.
+    #[command(subcommand)]
+    Metal(metal::Metal),
     /// Boot Debian 12 in Bedplate on this terminal.
     Demo(demo::DemoOptions),
     /// Check the laws of ARCHITECTURE.md.
@@ -72,6 +76,7 @@ fn run(task: &Task) -> Result<()> {
         Task::Fuzz(options) => fuzz::run(options),
         Task::Bench(bench) => bench::run(bench),
         Task::Lab(task) => lab::run(task),
+        Task::Metal(task) => metal::run(task),
         Task::Demo(options) => demo::run(options),
         Task::Tidy => tidy::run(),
     }

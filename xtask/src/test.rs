@@ -5,7 +5,7 @@ use clap::Args;
 use guest_trials::{Outcome, Tier, Vmm};
 
 use crate::summary::Summary;
-use crate::{exec, setup, tidy, trials, workspace};
+use crate::{exec, metal, setup, tidy, trials, workspace};
 
 #[derive(Debug, Args)]
 pub struct TestOptions {
@@ -25,6 +25,7 @@ pub fn run(options: &TestOptions) -> Result<()> {
     if options.no_guests {
         summary.not_run("guest trials", "left out by --no-guests");
     } else {
+        metal::test(&mut summary);
         guests(&mut summary, Tier::Test, seed);
     }
     summary.finish()

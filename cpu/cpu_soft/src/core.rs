@@ -42,6 +42,8 @@ pub struct SoftCore {
     pub(crate) msr: crate::msr::EngineMsrs,
     /// State of the generator behind RDRAND.
     pub(crate) random_state: u64,
+    /// What the processor may have cached of the guest's paging is stale, as far as the interpreter knows.
+    pub(crate) paging_touched: bool,
     /// PAUSE was executed this often without a block that did anything else.
     pub(crate) pauses: u32,
 }
@@ -560,6 +562,7 @@ impl Core for SoftCore {
     }
 
     fn paging_changed(&mut self, change: PagingChange) {
+        self.paging_touched = true;
         match change {
             // One address space is cached at a time, so that entries of another PCID are never here.
             PagingChange::Cr3 { .. } | PagingChange::AllNonGlobal | PagingChange::Pcid(_) => {
@@ -570,6 +573,7 @@ impl Core for SoftCore {
         }
     }
     fn invalidate_page(&mut self, linear: u64) {
+        self.paging_touched = true;
         self.tlb.flush_page(linear);
     }
     fn pause(&mut self) {

@@ -1,6 +1,7 @@
 //! The engine's face to the machine: [`SoftHypervisor`], [`SoftPartition`], and [`SoftVcpu`] as a `Vcpu`.
 
 use crate::core::{NO_PAGE, SoftCore};
+use crate::hardware::{HardwareEngine, HardwarePartition};
 use crate::msr::EngineMsrs;
 use crate::run::SoftVcpu;
 use crate::shared::{Shared, VcpuShared, attention};
@@ -28,6 +29,7 @@ pub const MAX_VCPUS: u32 = 254;
 #[derive(Clone, Default)]
 pub struct SoftHypervisor {
     translators: Option<Arc<dyn TranslatorFactory>>,
+    hardware: Option<Arc<dyn HardwareEngine>>,
 }
 
 impl SoftHypervisor {
@@ -37,28 +39,37 @@ impl SoftHypervisor {
     }
     /// Hands hot code to translators.
     pub fn translating(factory: Arc<dyn TranslatorFactory>) -> Self {
-        Self { translators: Some(factory) }
+        Self { translators: Some(factory), hardware: None }
+    }
+    /// Lets a processor with virtualization run guest code; the interpreter does what that hands back.
+    pub fn on_hardware(engine: Arc<dyn HardwareEngine>) -> Self {
+        Self { translators: None, hardware: Some(engine) }
     }
 }
 
 impl Hypervisor for SoftHypervisor {
     fn capabilities(&self) -> Capabilities {
+        if let Some(hardware) = &self.hardware {
+            return hardware.capabilities();
+        }
         let mut features = FeatureSet::EMPTY;
         Feature::ALL.iter().for_each(|f| features.insert(*f));
         Capabilities { name: "soft", max_vcpus: MAX_VCPUS, features, tsc_scaling: true, tsc_khz: None }
     }
 
     fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {
-        if layout.vcpus > MAX_VCPUS {
-            return Err(EngineError::TooManyVcpus { asked: layout.vcpus, max: MAX_VCPUS });
+        let Capabilities { features, max_vcpus, .. } = self.capabilities();
+        if layout.vcpus > max_vcpus {
+            return Err(EngineError::TooManyVcpus { asked: layout.vcpus, max: max_vcpus });
         }
-        let missing = self.capabilities().features.missing_from(layout.cpu_model.features);
+        let missing = features.missing_from(layout.cpu_model.features);
         if !missing.is_empty() {
             let names: Vec<&str> = missing.iter().map(Feature::name).collect();
             return Err(EngineError::Features(names.join(", ")));
         }
         let translators = self.translators.clone();
-        Ok(Box::new(SoftPartition { translators, ..SoftPartition::of(Shared::new(layout)) }))
+        let hardware = self.hardware.as_ref().map(|engine| engine.partition(layout)).transpose()?;
+        Ok(Box::new(SoftPartition { translators, hardware, ..SoftPartition::of(Shared::new(layout)) }))
     }
 }
 
@@ -66,11 +77,12 @@ impl Hypervisor for SoftHypervisor {
 pub struct SoftPartition {
     pub(crate) shared: Arc<Shared>,
     translators: Option<Arc<dyn TranslatorFactory>>,
+    hardware: Option<Box<dyn HardwarePartition>>,
 }
 
 impl SoftPartition {
     pub(crate) fn of(shared: Arc<Shared>) -> Self {
-        Self { shared, translators: None }
+        Self { shared, translators: None, hardware: None }
     }
 
     /// vCPU `id`, which others see as `me`.
@@ -91,6 +103,7 @@ impl SoftPartition {
             stale_code: Vec::new(),
             msr: EngineMsrs::default(),
             random_state: shared.clock.wall_ns() ^ u64::from(id) << 56,
+            paging_touched: true,
             pauses: 0,
             shared,
         };
@@ -106,7 +119,11 @@ impl Partition for SoftPartition {
         if !me.set_waker(waker) {
             return Err(EngineError::VcpuNumber(id));
         }
-        Ok(Box::new(self.vcpu(id, me)))
+        let mut vcpu = self.vcpu(id, me);
+        if let Some(hardware) = &self.hardware {
+            vcpu.hardware = Some(hardware.vcpu(id)?);
+        }
+        Ok(Box::new(vcpu))
     }
 
     fn irq_sink(&self) -> Arc<dyn IrqSink> {
@@ -131,8 +148,15 @@ impl Partition for SoftPartition {
     fn statistics(&self) -> Statistics {
         let sum =
             |of: fn(&VcpuShared) -> &AtomicU64| self.shared.vcpus.iter().map(|v| of(v).load(Relaxed)).sum();
-        let (instructions, busy_ns) = (Some(sum(|v| &v.instructions)), sum(|v| &v.busy_ns));
-        Statistics { instructions, busy_ns, ..Statistics::default() }
+        let (instructions, busy_ns) = (sum(|v| &v.instructions), sum(|v| &v.busy_ns));
+        match &self.hardware {
+            None => Statistics { instructions: Some(instructions), busy_ns, ..Statistics::default() },
+            Some(hardware) => {
+                let mut counts = hardware.counts();
+                counts.push(("interpreted".into(), instructions));
+                Statistics { instructions: None, busy_ns, counts }
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! - `complete.rs`: single instructions for other engines.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
 //! - `translate.rs`: the seam to a translator (`cpu_translate`), which takes over hot code.
+//! - `hardware.rs`: the seam to a processor with virtualization (`cpu_svm`), which runs all code but what it hands back.
 //! - `msr.rs`: MSRs of the engine, kvmclock; `cpuid.rs`; `state.rs`: to and from `VcpuState`.
 //!
 //! What instructions do is `x86_emulate`'s. Safe Rust: guest RAM is reached through checked offsets.
@@ -20,6 +21,7 @@ mod complete;
 mod core;
 mod cpuid;
 mod engine;
+pub mod hardware;
 mod mmu;
 mod msr;
 mod run;

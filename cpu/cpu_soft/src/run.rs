@@ -5,11 +5,13 @@
 
 use crate::block::{self, BlockCache, BlockId, Built};
 use crate::core::{NO_PAGE, SoftCore};
+use crate::hardware::Hardware;
 use crate::mmu::{Access, Target};
 use crate::shared::{CodeNotice, attention};
 use crate::tlb::Tlb;
 use crate::translate::{Exit, Translator};
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -29,6 +31,8 @@ pub struct SoftVcpu {
     pub(crate) core: Box<SoftCore>,
     pub(crate) cache: BlockCache,
     pub(crate) translator: Option<Box<dyn Translator>>,
+    /// A processor that runs guest code in place of the blocks.
+    pub(crate) hardware: Option<Box<dyn Hardware>>,
     /// After INIT: waits for SIPI.
     pub(crate) wait_for_sipi: bool,
     pub(crate) nmi_pending: bool,
@@ -46,11 +50,15 @@ pub struct SoftVcpu {
 const ONE_BY_ONE: u32 = ModeKey::TRAP | ModeKey::BREAKPOINTS;
 
 /// Why `execute` stopped.
-enum Stop {
+pub(crate) enum Stop {
     /// Look at attention, clock, HLT.
     Service,
     /// The processor is in shutdown.
     TripleFault,
+    /// `run` returns: others want the host's processor.
+    Yield,
+    /// The hardware cannot go on.
+    Failed(String),
 }
 
 impl SoftVcpu {
@@ -63,6 +71,7 @@ impl SoftVcpu {
             core,
             cache: BlockCache::new(),
             translator,
+            hardware: None,
             wait_for_sipi,
             nmi_pending: false,
             interrupt: None,
@@ -87,6 +96,9 @@ impl SoftVcpu {
                 break exit;
             }
         };
+        if let Some(hardware) = &mut self.hardware {
+            hardware.park(&mut self.core);
+        }
         self.core.io = None;
         self.account(self.core.shared.clock.now());
         exit
@@ -110,9 +122,14 @@ impl SoftVcpu {
                 None => self.execute(),
                 Some(_) => self.deliver_fault(self.core.cpu.gpr[RIP]),
             };
-            if let Stop::TripleFault = stop {
-                self.shutdown = true;
-                return VcpuExit::TripleFault;
+            match stop {
+                Stop::Service => {}
+                Stop::TripleFault => {
+                    self.shutdown = true;
+                    return VcpuExit::TripleFault;
+                }
+                Stop::Yield => return VcpuExit::Kicked,
+                Stop::Failed(reason) => return VcpuExit::Fatal(reason),
             }
         }
     }
@@ -233,6 +250,7 @@ impl SoftVcpu {
         self.core.cpu = cpu;
         self.core.cpu.refresh();
         self.core.tlb.flush_all();
+        self.core.paging_touched = true;
         self.nmi_pending = false;
         self.interrupt = None;
         self.shutdown = false;
@@ -255,6 +273,9 @@ impl SoftVcpu {
         self.cache.clear();
         if let Some(translator) = &mut self.translator {
             translator.forget_all();
+        }
+        if let Some(hardware) = &mut self.hardware {
+            hardware.forget();
         }
         self.core.tlb.flush_all();
     }
@@ -283,6 +304,9 @@ impl SoftVcpu {
 
     /// Runs blocks until something else has to be looked at.
     fn execute(&mut self) -> Stop {
+        if self.hardware.is_some() {
+            return self.execute_on_hardware();
+        }
         let mut budget = SLICE;
         loop {
             let mode = self.core.cpu.mode;
@@ -445,7 +469,7 @@ impl SoftVcpu {
     }
 
     /// Runs the one instruction at RIP, from bytes that may cross pages and may change under it.
-    fn run_single(&mut self) -> Stop {
+    pub(crate) fn run_single(&mut self) -> Stop {
         let ip = self.core.cpu.gpr[RIP];
         let mode = self.core.cpu.mode;
         let debugging = mode.0 & ONE_BY_ONE != 0;

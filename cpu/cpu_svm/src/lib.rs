@@ -1,0 +1,31 @@
+//! The `svm` engine: guest code on AMD's virtualization (APM vol. 2, chapter 15), on bare metal.
+//!
+//! It is the hardware behind `cpu_soft`'s seam (docs/adr/0009-bare-metal.md): local APIC, MSRs, CPUID and saved state
+//! are `cpu_soft`'s, and so is every instruction that the processor hands back. Called by: `metal`, through
+//! [`SvmEngine`].
+//!
+//! - [`processor`]: whether this processor can, and switching it on.
+//! - [`vmcb`], [`registers`], [`extended`]: the guest's state, to and from `x86_emulate::Cpu`.
+//! - [`npt`], [`permission`]: what the guest reaches without an exit.
+//! - [`exit`]: what an exit means. `switch`: VMRUN and what must be around it. `vcpu`: the loop.
+//!
+//! Unsafe code is in `processor` and `switch` alone.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod engine;
+pub mod exit;
+pub mod extended;
+pub mod npt;
+pub mod permission;
+pub mod processor;
+pub mod registers;
+mod switch;
+mod vcpu;
+pub mod vmcb;
+
+pub use engine::{Ground, SvmEngine};
+pub use processor::{Svm, Unavailable};

@@ -1,0 +1,317 @@
+//! The loop of a vCPU: into the guest, out of it, and what the exit means.
+//!
+//! Called by: `cpu_soft`'s run loop, with all state in the core. General registers and the VMCB's are back in the core
+//! after every exit; extended state stays in the processor until [`Hardware::park`].
+
+use crate::engine::PartitionShared;
+use crate::exit::{Exit, Port};
+use crate::extended::XsaveArea;
+use crate::registers;
+use crate::switch::{self, Gate};
+use crate::vmcb::control::{intercept_1, intercept_2};
+use crate::vmcb::{Vmcb, control};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering::Relaxed;
+use cpu_soft::SoftCore;
+use cpu_soft::hardware::{Hardware, Left, WANTED};
+use x86_defs::{Exception, flags};
+use x86_emulate::Core;
+use x86_emulate::cpu::{RIP, reg};
+
+/// DR7: breakpoints enabled.
+const DR7_ENABLED: u64 = 0xFF;
+/// Exceptions that are looked at, because delivering them may raise them again without end (CVE-2015-5307,
+/// CVE-2015-8104): the exit gives the host its processor back.
+const LOOKED_AT: u32 = 1 << Exception::Debug as u32 | 1 << Exception::AlignmentCheck as u32;
+
+/// See the module's header.
+pub struct SvmVcpu {
+    shared: Arc<PartitionShared>,
+    vmcb: Box<Vmcb>,
+    /// Its physical address.
+    at: u64,
+    asid: u32,
+    area: Box<XsaveArea>,
+    /// The guest's extended state is in the processor.
+    live: bool,
+    /// An event whose delivery an exit interrupted: it comes first.
+    again: u64,
+    /// The processor may hold translations that do not hold any more.
+    flush: bool,
+    /// The host's area of the processor where it ran last: another one knows nothing of its translations.
+    ran_at: u64,
+    /// What the TSC's offset was made of.
+    tsc_basis: Option<(u64, u64)>,
+}
+
+impl SvmVcpu {
+    /// One that has not run.
+    pub fn new(shared: Arc<PartitionShared>, asid: u32) -> Self {
+        let mut vmcb = Box::new(Vmcb::default());
+        let physical = shared.engine.ground.physical();
+        prepare(&mut vmcb, &shared, asid);
+        let at = physical((&raw const *vmcb).addr());
+        Self {
+            shared,
+            vmcb,
+            at,
+            asid,
+            area: Box::default(),
+            live: false,
+            again: 0,
+            flush: true,
+            ran_at: 0,
+            tsc_basis: None,
+        }
+    }
+
+    /// What changes from entry to entry.
+    fn load(&mut self, core: &mut SoftCore) {
+        let stale = registers::load(&core.cpu, &mut self.vmcb) | core.take_paging_touched();
+        let waits = core.interrupt_waits();
+        let tpr = core.tpr() >> 4;
+        let window = if waits { control::V_IRQ | control::V_IGNORE_TPR } else { 0 };
+        let vmcb = &mut *self.vmcb;
+        vmcb.set(control::V_CONTROL, control::V_INTR_MASKING | window | u32::from(tpr & 15));
+        vmcb.switch(control::INTERCEPT_1, intercept_1::VINTR, waits);
+        vmcb.switch(control::INTERCEPT_1, intercept_1::IRET, core.cpu.nmi_blocked);
+        vmcb.set(control::EVENT_INJECTION, core::mem::take(&mut self.again));
+        // SAFETY: SVM is on wherever a vCPU runs.
+        let here = unsafe { crate::processor::host_area() };
+        let flush = stale || core::mem::take(&mut self.flush) || self.ran_at != here;
+        self.ran_at = here;
+        let how =
+            if self.shared.engine.svm.flush_by_asid { control::FLUSH_GUEST } else { control::FLUSH_ALL };
+        vmcb.set(control::TLB_CONTROL, if flush { how } else { 0 });
+        if self.shared.native_tsc && self.tsc_basis != Some(core.tsc_basis()) {
+            self.set_tsc_offset(core);
+        }
+        if core.cpu.dr[7] & DR7_ENABLED != 0 {
+            let [a, b, c, d, ..] = core.cpu.dr;
+            // SAFETY: the host uses no breakpoints.
+            unsafe { switch::set_breakpoints([a, b, c, d]) };
+        }
+        if !self.live {
+            let all = self.shared.engine.svm.xcr0;
+            self.area.set(&core.cpu.x, all & x86_defs::control::XCR0_AVX != 0);
+            // SAFETY: `Svm::enable` switched all of `all` on; what the guest enables is checked against its CPU model,
+            // which the engine's features bound. The host's code leaves vector registers alone.
+            unsafe { switch::load_extended(&self.area, all, core.cpu.xcr0 & all | 1) };
+            self.live = true;
+        }
+    }
+
+    /// The guest's TSC is an offset away: one for all vCPUs as long as the guest's clock runs on, so that they agree.
+    fn set_tsc_offset(&mut self, core: &mut SoftCore) {
+        let basis = core.tsc_basis();
+        let (epoch, own) = basis;
+        let mut base = self.shared.tsc_base.lock();
+        let common = match *base {
+            Some((of, common)) if of == epoch => common,
+            _ => {
+                let common = common_offset(core).wrapping_sub(own);
+                *base = Some((epoch, common));
+                common
+            }
+        };
+        self.vmcb.set(control::TSC_OFFSET, common.wrapping_add(own));
+        self.tsc_basis = Some(basis);
+    }
+
+    /// Takes back what the guest left.
+    fn store(&mut self, core: &mut SoftCore) -> Exit {
+        if registers::store(&self.vmcb, &mut core.cpu) {
+            let at = core.cpu.cr3 & !31;
+            core.cpu.pdpte = core::array::from_fn(|n| core.load_physical(at + 8 * n as u64));
+        }
+        // QEMU's TCG does not intercept XSETBV.
+        core.cpu.xcr0 = switch::xcr0() & self.shared.engine.svm.xcr0;
+        let tpr = self.vmcb.get(control::V_TPR) & 15;
+        if tpr != core.tpr() >> 4 {
+            core.set_tpr(tpr << 4);
+        }
+        let interrupted = self.vmcb.get(control::EXIT_INT_INFO);
+        // INT n is executed anew: RIP is still at it.
+        let software = interrupted >> 8 & 7 == 4;
+        if interrupted & control::EVENT_VALID != 0 && !software {
+            self.again = interrupted;
+        }
+        let (info_1, info_2) = (self.vmcb.get(control::EXIT_INFO_1), self.vmcb.get(control::EXIT_INFO_2));
+        let exit = Exit::decode(self.vmcb.get(control::EXIT_CODE), info_1, info_2);
+        self.shared.exits[exit.number()].fetch_add(1, Relaxed);
+        exit
+    }
+
+    /// Does what the exit asks for; `None`: the guest goes on.
+    fn serve(&mut self, core: &mut SoftCore, exit: Exit) -> Option<Left> {
+        match exit {
+            Exit::Host | Exit::Window => return Some(Left::Service),
+            Exit::Exception { vector, error_code } => self.deliver(vector, error_code),
+            // Debugging sees instructions, and strings go through memory: both are the interpreter's.
+            Exit::Port(port) if !port.string && !is_debugged(core) => access(core, &port),
+            Exit::TripleFault => return Some(Left::TripleFault),
+            Exit::Invalid => {
+                let cpu = &core.cpu;
+                return Some(Left::Failed(format!(
+                    "VMRUN refuses the state: cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+                    cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer
+                )));
+            }
+            _ => return Some(Left::Interpret),
+        }
+        None
+    }
+
+    fn deliver(&mut self, vector: u8, error_code: u32) {
+        let coded = Exception::from_vector(vector).is_some_and(Exception::has_error_code);
+        let code = if coded { u64::from(error_code) << 32 | 1 << 11 } else { 0 };
+        // Type 3: an exception.
+        self.again = code | control::EVENT_VALID | 3 << 8 | u64::from(vector);
+    }
+}
+
+/// The guest's TSC minus the processor's. Never too little: what the guest reads is not behind what it was told
+/// (kvmclock). Of several looks the one that was disturbed least.
+fn common_offset(core: &mut SoftCore) -> u64 {
+    const LOOKS: usize = 16;
+    let look = |core: &mut SoftCore| {
+        let before = switch::tsc();
+        let guest = core.tsc();
+        (switch::tsc().wrapping_sub(before), guest.wrapping_sub(before))
+    };
+    let mut best = look(core);
+    for _ in 1..LOOKS {
+        best = best.min(look(core));
+    }
+    best.1
+}
+
+fn is_debugged(core: &SoftCore) -> bool {
+    core.cpu.rflags & flags::TF != 0 || core.cpu.dr[7] & DR7_ENABLED != 0
+}
+
+/// IN or OUT of one element.
+fn access(core: &mut SoftCore, port: &Port) {
+    let value = core.cpu.gpr[reg::RAX];
+    if port.input {
+        let read = u64::from(core.port_in(port.number, port.bytes));
+        core.cpu.gpr[reg::RAX] = match port.bytes {
+            1 => value & !0xFF | read & 0xFF,
+            2 => value & !0xFFFF | read & 0xFFFF,
+            _ => read,
+        };
+    } else {
+        core.port_out(port.number, port.bytes, value as u32);
+    }
+    core.cpu.gpr[RIP] = port.next_rip;
+    core.cpu.interrupt_shadow = false;
+    core.cpu.rflags &= !flags::RF;
+}
+
+/// What stays as it is from entry to entry.
+fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
+    use intercept_1::*;
+    let physical = shared.engine.ground.physical();
+    let tsc = |bits| if shared.native_tsc { 0 } else { bits };
+    let first =
+        INTR | NMI | SMI | INIT | tsc(RDTSC) | RDPMC | CPUID | RSM | INVD | HLT | INVLPGA | IOIO | MSR;
+    vmcb.set(control::INTERCEPT_1, first | TASK_SWITCH | FERR_FREEZE | SHUTDOWN);
+    let second =
+        intercept_2::SVM_INSTRUCTIONS | intercept_2::RDTSCP | intercept_2::WBINVD | intercept_2::MONITOR;
+    vmcb.set(control::INTERCEPT_2, second | intercept_2::MWAIT | intercept_2::XSETBV);
+    vmcb.set(control::INTERCEPT_EXCEPTIONS, LOOKED_AT);
+    vmcb.set(control::INTERCEPT_DR_READ, 0xFFFF);
+    vmcb.set(control::INTERCEPT_DR_WRITE, 0xFFFF);
+    vmcb.set(control::IOPM_BASE, physical((&raw const *shared.engine.io_map).addr()));
+    vmcb.set(control::MSRPM_BASE, physical((&raw const *shared.engine.msr_map).addr()));
+    vmcb.set(control::ASID, asid);
+    vmcb.set(control::NESTED_PAGING, 1);
+    vmcb.set(control::NESTED_CR3, shared.npt.root());
+}
+
+impl Hardware for SvmVcpu {
+    fn run(&mut self, core: &mut SoftCore) -> Left {
+        loop {
+            let ground = &self.shared.engine.ground;
+            if !ground.before_entry(core.timer_due_in()) {
+                return Left::Yield;
+            }
+            self.load(core);
+            let ground = self.shared.engine.ground.clone();
+            let (gpr, attention) = core.registers_and_attention();
+            let gate = Gate { attention, mask: WANTED, interrupted: ground.interrupted() };
+            // SAFETY: the VMCB is complete (`prepare`, `load`), its maps and tables live as long as the partition, and
+            // map the guest's RAM alone.
+            let ran = unsafe { switch::enter(gpr, &mut self.vmcb, self.at, &gate) };
+            if !ran {
+                self.again = self.vmcb.get(control::EVENT_INJECTION);
+                return Left::Service;
+            }
+            let exit = self.store(core);
+            if let Some(left) = self.serve(core, exit) {
+                return left;
+            }
+            if core.is_wanted() {
+                return Left::Service;
+            }
+        }
+    }
+
+    fn park(&mut self, core: &mut SoftCore) {
+        if core::mem::take(&mut self.live) {
+            // SAFETY: as for loading; what is in the registers is this guest's.
+            unsafe { switch::store_extended(&mut self.area, self.shared.engine.svm.xcr0) };
+            core.cpu.x = self.area.state();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.flush = true;
+        self.again = 0;
+        self.tsc_basis = None;
+        self.live = false;
+    }
+}
+
+impl Drop for SvmVcpu {
+    fn drop(&mut self) {
+        self.shared.engine.free_asid(self.asid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::partition;
+
+    #[test]
+    fn the_control_area_keeps_the_guest_inside() {
+        let vcpu = SvmVcpu::new(partition(1_000_000), 3);
+        let vmcb = &vcpu.vmcb;
+        let first = vmcb.get(control::INTERCEPT_1);
+        let needed = intercept_1::INTR
+            | intercept_1::IOIO
+            | intercept_1::MSR
+            | intercept_1::CPUID
+            | intercept_1::SHUTDOWN;
+        assert_eq!(first & needed, needed);
+        assert_ne!(first & intercept_1::RDTSC, 0, "another rate than the processor's");
+        assert_ne!(vmcb.get(control::INTERCEPT_2) & intercept_2::VMRUN, 0, "VMRUN must be intercepted");
+        assert_eq!((vmcb.get(control::ASID), vmcb.get(control::NESTED_PAGING)), (3, 1));
+        assert_eq!(vmcb.get(control::NESTED_CR3), vcpu.shared.npt.root());
+        assert_eq!(vcpu.at, (&raw const *vcpu.vmcb).addr() as u64);
+        let same_rate = SvmVcpu::new(partition(2_000_000), 1);
+        assert_eq!(same_rate.vmcb.get(control::INTERCEPT_1) & intercept_1::RDTSC, 0);
+    }
+
+    #[test]
+    fn exceptions_are_delivered_as_they_came() {
+        let mut vcpu = SvmVcpu::new(partition(1_000_000), 1);
+        vcpu.deliver(17, 0);
+        assert_eq!(vcpu.again, 1 << 31 | 1 << 11 | 3 << 8 | 17);
+        vcpu.deliver(1, 5);
+        assert_eq!(vcpu.again, 1 << 31 | 3 << 8 | 1);
+    }
+}

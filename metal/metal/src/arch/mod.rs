@@ -1,0 +1,104 @@
+//! The processor and the board that we run on: the only code of this crate with privileged instructions.
+//!
+//! Called by: all of `metal`. Invariants: guest code never runs on these tables; interrupt handlers take no lock and
+//! allocate nothing.
+
+pub mod clock;
+pub mod image;
+pub mod interrupts;
+pub mod lapic;
+pub mod paging;
+pub mod rtc;
+pub mod screen;
+pub mod serial;
+
+use core::arch::asm;
+
+/// IN of a byte.
+pub fn in8(port: u16) -> u8 {
+    let value: u8;
+    // SAFETY: ports are the hypervisor's own; no memory is touched.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// OUT of a byte.
+pub fn out8(port: u16, value: u8) {
+    // SAFETY: as above.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// OUT of two bytes.
+pub fn out16(port: u16, value: u16) {
+    // SAFETY: as above.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// RDMSR.
+///
+/// # Safety
+/// The register exists: otherwise #GP is the end.
+pub unsafe fn read_msr(number: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller vouches for the register.
+    unsafe { asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// WRMSR.
+///
+/// # Safety
+/// The register exists, takes the value, and what it changes is meant.
+pub unsafe fn write_msr(number: u32, value: u64) {
+    // SAFETY: the caller vouches for register and value.
+    unsafe {
+        asm!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
+    };
+}
+
+/// Switches interrupts on.
+pub fn enable_interrupts() {
+    // SAFETY: handlers are installed before anybody calls this; they take no locks.
+    unsafe { asm!("sti", options(nostack)) };
+}
+
+/// Switches interrupts off.
+pub fn disable_interrupts() {
+    // SAFETY: nothing depends on interrupts to stay sound.
+    unsafe { asm!("cli", options(nostack)) };
+}
+
+/// Waits for an interrupt, with interrupts on from the same moment on: none is missed in between. The caller has them
+/// off.
+pub fn wait_for_interrupt() {
+    // SAFETY: STI holds interrupts off for one instruction, so that HLT sees what comes after it.
+    unsafe { asm!("sti", "hlt", options(nostack)) };
+}
+
+/// The frame pointer of the caller.
+#[inline(always)]
+pub fn frame_pointer() -> u64 {
+    let value: u64;
+    // SAFETY: only reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// The time-stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: every x86-64 processor has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Ends the machine that we run on if it is an emulator that listens; otherwise stops this processor for good. `good`:
+/// whether it ends as it should.
+pub fn power_off(good: bool) -> ! {
+    // QEMU's isa-debug-exit: status 2·value + 1.
+    out8(0xF4, if good { 0x10 } else { 0x11 });
+    b"Shutdown".iter().for_each(|byte| out8(0x8900, *byte));
+    loop {
+        disable_interrupts();
+        // SAFETY: nothing more is to happen.
+        unsafe { asm!("hlt", options(nomem, nostack)) };
+    }
+}

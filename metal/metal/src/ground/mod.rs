@@ -1,0 +1,75 @@
+//! The ground that machines stand on without an operating system: memory, time, wake-ups, consoles, and the one loop
+//! that runs everything on a processor.
+//!
+//! Called by: [`crate::start`], once the processor is ours. `machine` builds the VMs; their engine is `cpu_svm`.
+
+mod console;
+mod host;
+mod processor;
+mod schedule;
+mod vm;
+
+use crate::boot_info::{BootInfo, Extent};
+use crate::bundle::Bundle;
+use crate::memory::FreeMemory;
+use crate::panic::refuse;
+use crate::{arch, vm_spec};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use cpu_soft::SoftHypervisor;
+use cpu_svm::{Svm, SvmEngine};
+use host::Memory;
+use processor::Processor;
+use vm::Vm;
+
+/// Runs the bundle's VMs; does not come back.
+pub fn run(info: &BootInfo, free: FreeMemory) -> ! {
+    let Some(module) = info.modules[0] else {
+        crate::log!("there is no bundle: nothing to run (give one as the loader's module)");
+        arch::power_off(true);
+    };
+    let svm = match Svm::detect() {
+        Ok(svm) => svm,
+        Err(error) => refuse(format_args!("{error}")),
+    };
+    crate::log!(
+        "SVM: {} address spaces, next RIP {}, flush by space {}",
+        svm.asids,
+        svm.next_rip,
+        svm.flush_by_asid
+    );
+    // SAFETY: once, here, on the only processor that runs, at level 0; memory is mapped one to one.
+    unsafe { svm.enable(processor::physical) };
+    let bundle = match Bundle::read(bytes_of(&module)) {
+        Ok(bundle) => bundle,
+        Err(error) => refuse(format_args!("{error}")),
+    };
+    let specs = bundle
+        .spec()
+        .map_err(|e| refuse_text(&e))
+        .and_then(|t| vm_spec::parse(t).map_err(|e| refuse_text(&e)));
+    let specs = specs.unwrap_or_default();
+    let engine = SoftHypervisor::on_hardware(Arc::new(SvmEngine::new(svm, Arc::new(Processor))));
+    let memory = Arc::new(Memory::new(free));
+    let mut vms = Vec::new();
+    for (index, spec) in specs.iter().enumerate() {
+        match Vm::build(index, spec, &bundle, &memory, &engine) {
+            Ok(vm) => vms.push(vm),
+            Err(error) => crate::log!("VM `{}` cannot be built: {error}", spec.name),
+        }
+    }
+    crate::log!("memory left: {} MiB", memory.free_bytes() >> 20);
+    schedule::run(vms)
+}
+
+fn refuse_text(error: &dyn core::fmt::Display) -> ! {
+    refuse(format_args!("{error}"))
+}
+
+/// The loader's module, which stays where it is.
+fn bytes_of(module: &Extent) -> &'static [u8] {
+    let at = core::ptr::with_exposed_provenance::<u8>(module.start as usize);
+    // SAFETY: the loader put it there; it is mapped (firmware's map has it as RAM), reserved in free memory before
+    // anything was handed out, and nobody writes it.
+    unsafe { core::slice::from_raw_parts(at, module.bytes as usize) }
+}

@@ -1,0 +1,203 @@
+//! One VM: its machine, its ground, and where its vCPUs stand.
+
+use super::console::Port;
+use super::host::{Memory, VmHost};
+use crate::arch::clock;
+use crate::bundle::Bundle;
+use crate::vm_spec::VmSpec;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::arch::x86_64::__cpuid_count;
+use guest_time::GuestNs;
+use hypervisor::Hypervisor;
+use machine::{BuildError, HostServices, Machine, Next, Parts, Request, RequestQueue, State};
+use machine_spec::{
+    BootSpec, ClockSpec, CpuSpec, DeviceSpec, HostKey, MachineSpec, RamBacking, RamSpec, RngSpec, UartSpec,
+    Uuid,
+};
+
+/// Polls of devices that do not come to rest, before a machine is stopped or reset all the same.
+const MAX_QUIESCE: usize = 100_000;
+
+/// See the module's header.
+pub struct Vm {
+    /// What it is called.
+    pub name: String,
+    machine: Machine,
+    host: Arc<VmHost>,
+    requests: Arc<RequestQueue>,
+    port: Arc<Port>,
+    /// What each vCPU does next.
+    next: Vec<Next>,
+}
+
+impl Vm {
+    /// Builds it as the bundle says and boots it; it runs from the next turn on.
+    pub fn build(
+        index: usize,
+        spec: &VmSpec,
+        bundle: &Bundle<'static>,
+        memory: &Arc<Memory>,
+        engine: &dyn Hypervisor,
+    ) -> Result<Self, BuildError> {
+        let mut files = BTreeMap::new();
+        for name in [&spec.kernel, &spec.initrd] {
+            if let Some(bytes) = bundle.file(name) {
+                files.insert(name.clone(), bytes);
+            }
+        }
+        let port = Arc::new(Port::new(&spec.name));
+        let host = Arc::new(VmHost::new(memory, files, port.clone()));
+        let requests = Arc::new(RequestQueue::new(super::processor::Processor::want_scheduler));
+        let parts = Parts { engine, host: &*host, requests: requests.clone() };
+        let machine = Machine::build(machine_of(index, spec), &parts)?;
+        machine.boot(&*host)?;
+        // Accepted: it was just built.
+        let _ = requests.ask(Request::Start);
+        let next = (0..machine.vcpu_count()).map(|_| Next::Run).collect();
+        Ok(Self { name: spec.name.clone(), machine, host, requests, port, next })
+    }
+
+    /// Its end of the console.
+    pub fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.requests.state() == State::Stopped
+    }
+
+    /// Does what it was asked, and what its devices wait for.
+    pub fn serve(&mut self) {
+        while let Some((_, request)) = self.requests.begin() {
+            let done = self.perform(&request);
+            if let Err(reason) = &done {
+                crate::log!("VM `{}`: {reason}", self.name);
+            }
+            self.requests.finish(done.is_ok());
+            if let Some(verdict) = self.requests.verdict() {
+                crate::log!("VM `{}` has ended: {verdict:?}", self.name);
+                self.show_statistics();
+            }
+        }
+        self.port.give();
+        self.host.serve();
+    }
+
+    fn perform(&mut self, request: &Request) -> Result<(), String> {
+        match request {
+            Request::Start | Request::Resume => {
+                self.host.clock().resume();
+                self.machine.resume();
+            }
+            Request::Pause => self.stand_still(),
+            Request::Stop(_) => self.stand_still(),
+            Request::Reset => {
+                crate::log!("VM `{}` resets", self.name);
+                self.stand_still();
+                self.machine.reset(&*self.host).map_err(|error| error.to_string())?;
+                self.next.fill(Next::Run);
+                self.host.clock().resume();
+                self.machine.resume();
+            }
+            Request::Save { .. } | Request::Move { .. } | Request::Evade { .. } => {
+                return Err("saving and moving are not there yet on bare metal".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// No vCPU of it runs: this is the only processor.
+    fn stand_still(&self) {
+        for _ in 0..MAX_QUIESCE {
+            if self.machine.quiesce().is_ready() {
+                break;
+            }
+            self.host.serve();
+        }
+        self.host.clock().pause();
+    }
+
+    fn show_statistics(&self) {
+        let statistics = self.machine.statistics();
+        crate::log!("VM `{}` ran for {} ms", self.name, statistics.busy_ns / 1_000_000);
+        statistics.counts.iter().for_each(|(name, count)| crate::log!("  {name}: {count}"));
+    }
+
+    /// Gives each vCPU that has something to do a turn until `turn_ends` is over; whether one had.
+    pub fn run(&mut self, turn_ends: impl Fn() -> u64) -> bool {
+        let mut ran = false;
+        for id in 0..self.machine.vcpu_count() {
+            if self.requests.state() != State::Running || !self.is_due(id) {
+                continue;
+            }
+            super::processor::Processor::grant_until(turn_ends());
+            self.next[id as usize] = self.machine.run_vcpu(id);
+            ran = true;
+            // A request ends the turns of all.
+            if !self.requests.is_idle() {
+                break;
+            }
+        }
+        ran
+    }
+
+    fn is_due(&self, id: u32) -> bool {
+        let woken = self.host.take_woken(id);
+        match self.next[id as usize] {
+            Next::Run => true,
+            Next::Wait(at) => woken || at.is_some_and(|at| self.host.clock().now() >= at),
+        }
+    }
+
+    /// When a timer of its devices or of a vCPU that waits is due, in our time; `None`: none is.
+    pub fn wakes_at(&self) -> Option<u64> {
+        if self.requests.state() != State::Running {
+            return None;
+        }
+        let in_our_time =
+            |at: GuestNs| Some(clock::now_ns().saturating_add(self.host.clock().host_ns_until(at)?));
+        let vcpus = self.next.iter().filter_map(|next| match next {
+            Next::Run => None,
+            Next::Wait(at) => in_our_time((*at)?),
+        });
+        vcpus.chain(self.host.next_timer()).min()
+    }
+}
+
+/// The machine that a VM of the bundle is. Its TSC runs at the processor's rate: that needs no exit.
+fn machine_of(index: usize, vm: &VmSpec) -> MachineSpec {
+    let mut uuid = *b"bedplate-metal\0\0";
+    uuid[15] = index as u8;
+    // The guest's physical addresses are the processor's: it checks page tables against its own width.
+    let own_bits = __cpuid_count(0x8000_0008, 0).eax as u8;
+    let mut parts = vm.cpu_model.split(',').map(str::trim);
+    let model = parts.next().unwrap_or_default().into();
+    let features = parts.map(|text| machine_spec::CpuFeature {
+        name: text.trim_start_matches(['+', '-']).into(),
+        enabled: !text.starts_with('-'),
+    });
+    let features = features.collect();
+    let default = CpuSpec::default();
+    let address_bits = own_bits.min(default.address_bits);
+    MachineSpec {
+        name: vm.name.clone(),
+        uuid: Uuid(uuid),
+        cpus: CpuSpec { count: vm.cpus, max: vm.cpus, model, features, address_bits },
+        ram: RamSpec { bytes: vm.memory_mib << 20, hotplug_bytes: 0, backing: RamBacking::Anonymous },
+        boot: BootSpec {
+            kernel: HostKey(vm.kernel.clone()),
+            initrd: (!vm.initrd.is_empty()).then(|| HostKey(vm.initrd.clone())),
+            command_line: vm.append.clone(),
+        },
+        clock: ClockSpec { tsc_khz: clock::tsc_khz(), ..ClockSpec::default() },
+        devices: alloc::vec![
+            DeviceSpec::Uart(UartSpec { port: 0, stream: Some(HostKey(format!("{}-serial", vm.name))) }),
+            DeviceSpec::Rng(RngSpec { id: "rng0".into(), slot: None }),
+        ],
+    }
+}

@@ -1,0 +1,73 @@
+//! The heap: `talc` behind a spinning lock, over memory that is handed to it once free memory is known.
+//!
+//! Called by: everything that allocates, through `main.rs`'s global allocator. Interrupt handlers never do.
+
+use core::alloc::{GlobalAlloc, Layout};
+use talc::TalcLock;
+use talc::source::Manual;
+
+/// See the module's header. Empty until [`Heap::claim`].
+pub struct Heap(TalcLock<spin::Mutex<()>, Manual>);
+
+impl Heap {
+    /// Without memory.
+    pub const fn new() -> Self {
+        Self(TalcLock::new(Manual))
+    }
+
+    /// Hands memory over for good; `false` if it is too little to be of use.
+    ///
+    /// # Safety
+    /// The range is mapped, writable RAM that nothing else uses from now on.
+    pub unsafe fn claim(&self, start: *mut u8, bytes: usize) -> bool {
+        // SAFETY: the caller vouches for the range.
+        unsafe { self.0.lock().claim(start, bytes) }.is_some()
+    }
+}
+
+impl Default for Heap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// SAFETY: all calls go to talc's own implementation, which upholds the contract.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract is handed on.
+        unsafe { self.0.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { self.0.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        // SAFETY: as above.
+        unsafe { self.0.realloc(at, layout, bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn it_gives_what_it_was_given_and_takes_it_back() {
+        let heap = Heap::new();
+        let layout = Layout::from_size_align(1 << 16, 4096).unwrap();
+        // SAFETY: the layout is not empty.
+        unsafe {
+            assert!(heap.alloc(layout).is_null());
+            let arena: &'static mut Vec<u8> =
+                std::boxed::Box::leak(std::boxed::Box::new(std::vec![0u8; 1 << 20]));
+            assert!(heap.claim(arena.as_mut_ptr(), arena.len()));
+            for _ in 0..100 {
+                let at = heap.alloc(layout);
+                assert!(!at.is_null() && at.addr().is_multiple_of(4096));
+                at.write_bytes(0x55, layout.size());
+                heap.dealloc(at, layout);
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The type-1 hypervisor: boots without an operating system underneath and owns the machine.
+//!
+//! Entered by `main.rs`'s boot code through [`start`]. Logic that needs no privilege (what firmware says of memory,
+//! page tables, the bundle) is plain Rust and is tested on any host; whatever touches the processor or a port is in
+//! [`arch`].
+//!
+//! - [`boot_info`], [`memory`]: what the loader handed over, and which memory is free.
+//! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
+//! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here.
+//! - [`log`], [`panic`]: the serial line and the last words on it.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod arch;
+pub mod boot_info;
+pub mod bundle;
+mod ground;
+pub mod heap;
+#[macro_use]
+pub mod log;
+pub mod memory;
+pub mod panic;
+mod start;
+pub mod vm_spec;
+
+pub use start::start;
+
+/// What this build calls itself.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,86 @@
+//! Bundles: what the bare-metal image runs, as one cpio archive (`metal/src/bundle.rs` and `vm_spec.rs` read it).
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use guest_catalog::Cache;
+use guest_catalog::cpio::CpioWriter;
+
+use crate::workspace;
+
+const KERNEL: &str = "vmlinuz";
+const INITRD: &str = "initrd.cpio";
+
+#[derive(Debug, Clone, Args)]
+pub struct BundleOptions {
+    /// Guest of the catalogue (`bedplate guest fetch NAME` prepares it).
+    #[arg(long, default_value = "cloud")]
+    pub guest: String,
+    /// Words for each VM's kernel command line; given once for each VM.
+    #[arg(long, default_values_t = [String::new()])]
+    pub vm: Vec<String>,
+    /// vCPUs of each VM.
+    #[arg(long, default_value_t = 1)]
+    pub cpus: u32,
+    /// Memory of each VM, in MiB.
+    #[arg(long, default_value_t = 256)]
+    pub memory: u32,
+    /// CPU model of each VM. QEMU's SVM has no virtual-8086 extensions.
+    #[arg(long, default_value = "x86-64-v3,-vme")]
+    pub cpu_model: String,
+    /// Where to write it (default: below the target folder).
+    #[arg(long)]
+    pub output: Option<PathBuf>,
+}
+
+/// Whether the guest is there; making it is `bedplate guest fetch`'s.
+pub fn is_ready(guest: &str) -> bool {
+    prepared(guest).is_ok()
+}
+
+fn prepared(guest: &str) -> Result<guest_catalog::Prepared> {
+    let known = guest_catalog::find(guest)?;
+    match Cache::of_user()?.ready(known) {
+        Some(prepared) => Ok(prepared),
+        None => bail!("the guest `{guest}` is not prepared: `bedplate guest fetch {guest}` does it"),
+    }
+}
+
+/// Writes the bundle; where it is.
+pub fn make(options: &BundleOptions) -> Result<PathBuf> {
+    let guest = prepared(&options.guest)?;
+    let mut spec = String::new();
+    for (index, words) in options.vm.iter().enumerate() {
+        let append = format!("{} {words}", guest.append);
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            spec,
+            "[[vm]]\nname = \"vm{}\"\nmemory_mib = {}\ncpus = {}\ncpu_model = \"{}\"\nkernel = \"{KERNEL}\"\nappend = \"{}\"",
+            index + 1,
+            options.memory,
+            options.cpus,
+            options.cpu_model,
+            append.trim()
+        );
+        if guest.initrd.is_some() {
+            let _ = writeln!(spec, "initrd = \"{INITRD}\"");
+        }
+    }
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut archive = CpioWriter::new(Vec::new());
+    archive.file("bedplate.toml", spec.as_bytes())?;
+    archive.file(KERNEL, &read(&guest.kernel)?)?;
+    if let Some(initrd) = &guest.initrd {
+        archive.file(INITRD, &read(initrd)?)?;
+    }
+    let folder = workspace::target_folder()?.join("metal");
+    let output = options.output.clone().unwrap_or_else(|| folder.join("bundle.cpio"));
+    if let Some(folder) = output.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    fs::write(&output, archive.finish()?).with_context(|| format!("cannot write {}", output.display()))?;
+    Ok(output)
+}

@@ -1,0 +1,96 @@
+//! What builds for `x86_64-unknown-none`: the target of the toolchain in use if it is installed, otherwise Debian's
+//! `rustc-web` with the sources in `rust-web-src` (docs/adr/0009-bare-metal.md).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{exec, workspace};
+
+pub const TARGET: &str = "x86_64-unknown-none";
+/// Where the image lies is `link.ld`'s to say; backtraces follow frame pointers.
+const RUSTFLAGS: &str = "-Crelocation-model=static -Cforce-frame-pointers=yes";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CORE: &str = "/usr/lib/rustlib";
+
+/// See the module's header.
+pub enum Toolchain {
+    /// The one in use has the target.
+    Target,
+    /// Debian's, which builds `core` and `alloc` itself; the linker is of the toolchain in use.
+    Debian {
+        /// Path of rust-lld.
+        linker: PathBuf,
+    },
+}
+
+/// The first that there is.
+pub fn find() -> Result<Toolchain> {
+    let root = workspace::root();
+    let libraries = exec::output(&root, "rustc", &["--print", "target-libdir", "--target", TARGET])?;
+    if has_core(Path::new(&libraries)) {
+        return Ok(Toolchain::Target);
+    }
+    let own = exec::output(&root, "rustc", &["--print", "sysroot"])?;
+    let host = exec::output(&root, "rustc", &["--print", "host-tuple"])?;
+    let linker = Path::new(&own).join("lib/rustlib").join(host).join("bin/rust-lld");
+    if is_debian_complete() && linker.is_file() {
+        return Ok(Toolchain::Debian { linker });
+    }
+    bail!(
+        "nothing here builds for {TARGET}: run `rustup target add {TARGET}`, or on Debian \
+         `apt-get install rustc-web cargo-web rust-web-src`"
+    )
+}
+
+fn has_core(libraries: &Path) -> bool {
+    let names = std::fs::read_dir(libraries).into_iter().flatten().flatten();
+    names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
+}
+
+fn is_debian_complete() -> bool {
+    let sources = exec::output(&workspace::root(), DEBIAN_RUSTC, &["--print", "sysroot"])
+        .map(|root| Path::new(&root).join("lib/rustlib/src/rust/library/core").is_dir());
+    Path::new(DEBIAN_CARGO).is_file()
+        && (sources.unwrap_or(false) || Path::new(DEBIAN_CORE).join("src").is_dir())
+}
+
+impl Toolchain {
+    /// For people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Target => "the installed target",
+            Self::Debian { .. } => "Debian's rustc-web with -Zbuild-std",
+        }
+    }
+
+    /// Builds a package's binary in release and gives its path.
+    pub fn build(&self, package: &str, binary: &str) -> Result<PathBuf> {
+        let (mut command, folder) = match self {
+            Self::Target => (Command::new("cargo"), workspace::target_folder()?),
+            Self::Debian { linker } => {
+                let mut command = Command::new(DEBIAN_CARGO);
+                command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTUP_TOOLCHAIN");
+                command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", linker);
+                // Its own folder: another compiler's output would be thrown away at every change between them.
+                (command, workspace::target_folder()?.join("metal-debian"))
+            }
+        };
+        command.current_dir(workspace::root()).arg("build").args(["--release", "--target", TARGET]);
+        command.args(["--package", package, "--bin", binary]).arg("--target-dir").arg(&folder);
+        if let Self::Debian { .. } = self {
+            command.args([
+                "-Zbuild-std=core,alloc,compiler_builtins",
+                "-Zbuild-std-features=compiler-builtins-mem",
+            ]);
+        }
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", RUSTFLAGS);
+        let status = command.status().context("cannot run cargo")?;
+        if !status.success() {
+            bail!("{binary} was not built ({status})");
+        }
+        Ok(folder.join(TARGET).join("release").join(binary))
+    }
+}
