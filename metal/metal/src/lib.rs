@@ -6,7 +6,8 @@
 //!
 //! - [`boot_info`], [`memory`]: what the loader handed over, and which memory is free.
 //! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
-//! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here.
+//! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here;
+//!   [`monitor`]: what people ask them.
 //! - [`log`], [`panic`]: the serial line and the last words on it.
 #![no_std]
 
@@ -22,8 +23,10 @@ pub mod heap;
 #[macro_use]
 pub mod log;
 pub mod memory;
+pub mod monitor;
 pub mod panic;
 mod start;
+pub mod turns;
 pub mod vm_spec;
 
 pub use start::start;

@@ -75,10 +75,9 @@ pub fn initialize() {
     write(LVT_TIMER, MASKED | u32::from(TIMER_VECTOR));
     if HZ.load(Ordering::Relaxed) == 0 {
         write(INITIAL_COUNT, u32::MAX);
-        clock::wait_ms(clock::CALIBRATION_MS);
-        let ticks = u32::MAX - read(CURRENT_COUNT);
+        let per_ms = clock::ticks_in_a_ms(|| u64::from(u32::MAX - read(CURRENT_COUNT)));
         write(INITIAL_COUNT, 0);
-        HZ.store((u64::from(ticks) * 1000 / u64::from(clock::CALIBRATION_MS)).max(1), Ordering::Relaxed);
+        HZ.store(per_ms * 1000, Ordering::Relaxed);
     }
     write(LVT_TIMER, u32::from(TIMER_VECTOR));
 }

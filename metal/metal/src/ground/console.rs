@@ -1,9 +1,10 @@
 //! The serial line of the machine that we run on, shared by the guests' first serial ports.
 //!
 //! One VM: its bytes pass as they are. Several: whole lines, each with its VM's name in front. What is typed goes to one
-//! of them; Ctrl-A and a digit choose which.
+//! of them, or to the monitor: Ctrl-A and a digit choose, 0 is the monitor.
 
 use crate::arch::serial;
+use crate::monitor::{Key, LineEditor};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -104,22 +105,48 @@ impl SerialOut for PortOut {
     }
 }
 
+const PROMPT: &[u8] = b"bedplate> ";
+
 /// What is typed, and to whom it goes.
 #[derive(Debug, Default)]
 pub struct Keyboard {
-    focus: usize,
+    /// The VM; `None`: the monitor.
+    focus: Option<usize>,
     switching: bool,
+    editor: LineEditor,
 }
 
 impl Keyboard {
-    /// Takes what arrived and hands it to one of `ports`.
-    pub fn poll(&mut self, ports: &[&Arc<Port>]) {
+    /// Typing goes to the first VM at first.
+    pub fn new() -> Self {
+        Self { focus: Some(0), ..Self::default() }
+    }
+
+    /// Typing goes to VM `number`.
+    pub fn type_to(&mut self, number: usize) {
+        self.focus = Some(number);
+    }
+
+    /// The monitor is ready for the next line, if typing goes there.
+    pub fn prompt(&self) {
+        if self.focus.is_none() {
+            crate::log::raw(PROMPT);
+        }
+    }
+
+    /// Takes what arrived; a line for the monitor.
+    pub fn poll(&mut self, ports: &[&Arc<Port>]) -> Option<String> {
         while let Some(byte) = serial::receive() {
             if core::mem::take(&mut self.switching) {
                 match byte {
+                    b'0' => {
+                        self.focus = None;
+                        crate::log!("");
+                        self.prompt();
+                        continue;
+                    }
                     b'1'..=b'9' if usize::from(byte - b'1') < ports.len() => {
-                        self.focus = usize::from(byte - b'1');
-                        crate::log!("typing goes to `{}`", ports[self.focus].name);
+                        self.focus = Some(usize::from(byte - b'1'));
                         continue;
                     }
                     SWITCH_KEY => {}
@@ -129,9 +156,21 @@ impl Keyboard {
                 self.switching = true;
                 continue;
             }
-            if let Some(port) = ports.get(self.focus) {
-                port.typed(byte);
+            if let Some(focus) = self.focus {
+                if let Some(port) = ports.get(focus) {
+                    port.typed(byte);
+                }
+                continue;
+            }
+            match self.editor.key(byte) {
+                Key::Echo(bytes) => crate::log::raw(&bytes),
+                Key::Line(line) => {
+                    crate::log!("");
+                    return Some(line);
+                }
+                Key::Nothing => {}
             }
         }
+        None
     }
 }

@@ -59,7 +59,7 @@ pub fn run(info: &BootInfo, free: FreeMemory) -> ! {
         }
     }
     crate::log!("memory left: {} MiB", memory.free_bytes() >> 20);
-    schedule::run(vms)
+    schedule::run(vms, &memory)
 }
 
 fn refuse_text(error: &dyn core::fmt::Display) -> ! {

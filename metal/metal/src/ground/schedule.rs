@@ -1,38 +1,83 @@
-//! The loop of a processor: every VM in turn, for a slice of time; idle when none has anything to do.
+//! The loop of a processor: every vCPU in turn, for a slice of time; idle when none has anything to do.
 
 use super::console::{self, Keyboard};
+use super::host::Memory;
 use super::processor::Processor;
 use super::vm::Vm;
 use crate::arch::{self, clock};
+use crate::monitor::{self, Command, HELP};
+use crate::turns::Turns;
 use alloc::vec::Vec;
+use machine::{Request, Verdict};
 
 /// A vCPU's turn while others wait.
-const SLICE_NS: u64 = 5_000_000;
+const SLICE_NS: u64 = 2_000_000;
 /// Longest time between two looks at the keyboard.
 const LOOK_NS: u64 = 20_000_000;
 
 /// Runs until all VMs have ended.
-pub fn run(mut vms: Vec<Vm>) -> ! {
+pub fn run(mut vms: Vec<Vm>, memory: &Memory) -> ! {
     Processor::initialize();
     if vms.len() > 1 {
         console::name_lines();
     }
-    let mut keyboard = Keyboard::default();
-    crate::log!("{} VMs run", vms.len());
+    let mut keyboard = Keyboard::new();
+    let mut turns = Turns::default();
+    let of = |(vm, vcpus): (usize, u32)| (0..vcpus).map(move |vcpu| (vm, vcpu));
+    let vcpus: Vec<(usize, u32)> = vms.iter().map(Vm::vcpu_count).enumerate().flat_map(of).collect();
+    crate::log!("{} VMs run; Ctrl-A 0 is the monitor", vms.len());
     while !vms.iter().all(Vm::has_ended) {
         Processor::scheduler_looks();
         let ports: Vec<_> = vms.iter().map(Vm::port).collect();
-        keyboard.poll(&ports);
-        vms.iter_mut().for_each(Vm::serve);
-        let horizon = vms.iter().filter_map(Vm::wakes_at).min().unwrap_or(u64::MAX);
-        let mut busy = false;
-        for vm in &mut vms {
-            busy |= vm.run(|| horizon.min(clock::now_ns().saturating_add(SLICE_NS)));
+        if let Some(line) = keyboard.poll(&ports) {
+            match monitor::parse(&line, vms.len()) {
+                Ok(Some(command)) => operate(&command, &mut vms, memory, &mut keyboard),
+                Ok(None) => {}
+                Err(reason) => crate::log!("{reason}"),
+            }
+            keyboard.prompt();
         }
-        if !busy {
-            Processor::idle_until(horizon.min(clock::now_ns().saturating_add(LOOK_NS)));
+        vms.iter_mut().for_each(Vm::serve);
+        let now = clock::now_ns();
+        let horizon = vms.iter().filter_map(|vm| vm.wakes_after(now)).min().unwrap_or(u64::MAX);
+        let turn_ends = horizon.min(now.saturating_add(SLICE_NS));
+        if !turns.take(vcpus.len(), |n| vms[vcpus[n].0].run(vcpus[n].1, turn_ends)) {
+            Processor::idle_until(horizon.min(now.saturating_add(LOOK_NS)));
         }
     }
     crate::log!("all VMs have ended");
     arch::power_off(true)
+}
+
+/// Does what the monitor was asked.
+fn operate(command: &Command, vms: &mut [Vm], memory: &Memory, keyboard: &mut Keyboard) {
+    let done = match command {
+        Command::List => {
+            (1..).zip(&*vms).for_each(|(number, vm)| crate::log!("{number}  {}", vm.describe()));
+            Ok(())
+        }
+        Command::Console(vm) => {
+            keyboard.type_to(*vm);
+            Ok(())
+        }
+        Command::Pause(vm) => vms[*vm].ask(Request::Pause),
+        Command::Resume(vm) => vms[*vm].ask(Request::Resume),
+        Command::Reset(vm) => vms[*vm].ask(Request::Reset),
+        Command::Stop(vm) => vms[*vm].ask(Request::Stop(Verdict::Killed)),
+        Command::Statistics(vm) => {
+            vms[*vm].show_statistics();
+            Ok(())
+        }
+        Command::Memory => {
+            crate::log!("{} MiB are free", memory.free_bytes() >> 20);
+            Ok(())
+        }
+        Command::Help => {
+            HELP.lines().for_each(|line| crate::log!("{line}"));
+            Ok(())
+        }
+    };
+    if let Err(reason) = done {
+        crate::log!("{reason}");
+    }
 }

@@ -122,28 +122,38 @@ impl Vm {
         self.host.clock().pause();
     }
 
-    fn show_statistics(&self) {
+    /// Asks it for something.
+    pub fn ask(&self, request: Request) -> Result<(), String> {
+        self.requests.ask(request).map_err(|refused| refused.to_string())
+    }
+
+    /// In a line, for people.
+    pub fn describe(&self) -> String {
+        let spec = self.machine.spec();
+        let (state, cpus, mib) = (self.requests.state().name(), spec.cpus.count, spec.ram.bytes >> 20);
+        format!("{}: {state}, {cpus} vCPUs, {mib} MiB", self.name)
+    }
+
+    /// Tells its exits and its time.
+    pub fn show_statistics(&self) {
         let statistics = self.machine.statistics();
         crate::log!("VM `{}` ran for {} ms", self.name, statistics.busy_ns / 1_000_000);
         statistics.counts.iter().for_each(|(name, count)| crate::log!("  {name}: {count}"));
     }
 
-    /// Gives each vCPU that has something to do a turn until `turn_ends` is over; whether one had.
-    pub fn run(&mut self, turn_ends: impl Fn() -> u64) -> bool {
-        let mut ran = false;
-        for id in 0..self.machine.vcpu_count() {
-            if self.requests.state() != State::Running || !self.is_due(id) {
-                continue;
-            }
-            super::processor::Processor::grant_until(turn_ends());
-            self.next[id as usize] = self.machine.run_vcpu(id);
-            ran = true;
-            // A request ends the turns of all.
-            if !self.requests.is_idle() {
-                break;
-            }
+    /// Number of its vCPUs.
+    pub fn vcpu_count(&self) -> u32 {
+        self.machine.vcpu_count()
+    }
+
+    /// Gives vCPU `id` a turn up to `turn_ends`, in our time, if it has something to do; whether it had.
+    pub fn run(&mut self, id: u32, turn_ends: u64) -> bool {
+        if self.requests.state() != State::Running || !self.requests.is_idle() || !self.is_due(id) {
+            return false;
         }
-        ran
+        super::processor::Processor::grant_until(turn_ends);
+        self.next[id as usize] = self.machine.run_vcpu(id);
+        true
     }
 
     fn is_due(&self, id: u32) -> bool {
@@ -154,18 +164,17 @@ impl Vm {
         }
     }
 
-    /// When a timer of its devices or of a vCPU that waits is due, in our time; `None`: none is.
-    pub fn wakes_at(&self) -> Option<u64> {
+    /// When the next timer of its devices or of a vCPU that waits is due, later than `now`, in our time.
+    pub fn wakes_after(&self, now: u64) -> Option<u64> {
         if self.requests.state() != State::Running {
             return None;
         }
-        let in_our_time =
-            |at: GuestNs| Some(clock::now_ns().saturating_add(self.host.clock().host_ns_until(at)?));
+        let in_our_time = |at: GuestNs| Some(now.saturating_add(self.host.clock().host_ns_until(at)?));
         let vcpus = self.next.iter().filter_map(|next| match next {
             Next::Run => None,
             Next::Wait(at) => in_our_time((*at)?),
         });
-        vcpus.chain(self.host.next_timer()).min()
+        vcpus.chain(self.host.next_timer()).filter(|at| *at > now).min()
     }
 }
 
