@@ -58,7 +58,7 @@ pub enum Exit {
 
 /// Data of emitted code that is no state of the guest's between blocks. Plain integers, at fixed places
 /// behind [`SoftCore::cpu`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[repr(C)]
 pub struct Hot {
     /// Arithmetic flags as RFLAGS bits (others are rubbish), while translated code runs.
@@ -66,9 +66,15 @@ pub struct Hot {
     /// Checks left until Rust is asked whether somebody wants something.
     pub countdown: i64,
     /// Room for the translator's own use: pointers of its tables, spilled registers.
-    pub slots: [u64; 32],
+    pub slots: [u64; 64],
     /// Instructions (about) left of the slice between two looks at the clock.
     pub budget: i64,
+}
+
+impl Default for Hot {
+    fn default() -> Self {
+        Self { raw_flags: 0, countdown: 0, slots: [0; 64], budget: 0 }
+    }
 }
 
 /// Offsets in bytes from the start of a [`SoftCore`].

@@ -7,6 +7,7 @@
 #[allow(missing_docs)]
 pub mod reg {
     pub const RAX: u8 = 0;
+    pub const RDX: u8 = 2;
     pub const RBX: u8 = 3;
     pub const RSP: u8 = 4;
     pub const RBP: u8 = 5;
@@ -21,8 +22,10 @@ pub mod reg {
 /// The condition codes that the translator's own code uses.
 #[allow(missing_docs)]
 pub mod cc {
+    pub const ABOVE_OR_EQUAL: u8 = 3;
     pub const EQUAL: u8 = 4;
     pub const NOT_EQUAL: u8 = 5;
+    pub const BELOW_OR_EQUAL: u8 = 6;
     pub const ABOVE: u8 = 7;
     pub const SIGN: u8 = 8;
 }

@@ -30,6 +30,8 @@ pub struct Item {
     pub plan: Plan,
     /// What the interpreter would run.
     pub op: Op<SoftCore>,
+    /// The handler may look at the x87 unit or change it.
+    pub sees_x87: bool,
     /// Flags that matter behind it (for a branch: where it is not taken).
     pub live_after: Flags,
     /// Flags that matter where a branch leads.
@@ -57,20 +59,26 @@ pub struct Source {
     pub page: Box<[u8; PAGE]>,
 }
 
-/// Translates the code at `place`.
-pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, context: u8) -> Block {
+/// Translates the code at `place`. `None`: its first instruction does not fit the page, as may happen if somebody just
+/// changed it.
+pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, context: u8) -> Option<Block> {
     let mut page = Box::new([0; PAGE]);
     core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
     let source = read(engine, place, &engine.host(context), page);
+    // Nothing would count down in such a block.
+    if source.items.is_empty() && source.closing.is_none() {
+        return None;
+    }
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, context, engine);
     emitter.block(&source);
-    let Finished { code, block } = emitter.finish();
+    let Finished { code, block, .. } = emitter.finish();
     engine.memory.append(&code);
-    block
+    Some(block)
 }
 
-fn read(engine: &Engine, place: &Place, host: &plan::Host, page: Box<[u8; PAGE]>) -> Source {
+/// Decodes and plans the code at `place` in `page`.
+pub fn read(engine: &Engine, place: &Place, host: &plan::Host, page: Box<[u8; PAGE]>) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let bytes = &page[first..];
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
@@ -93,13 +101,18 @@ fn read(engine: &Engine, place: &Place, host: &plan::Host, page: Box<[u8; PAGE]>
         let (op, pure) = lowered(&insn, &ctx(at as u16));
         let raw = &bytes[at..at + insn.len()];
         let plan = match pure {
-            true => plan::plan(&insn, raw, &ctx(at as u16), host),
+            true => match plan::plan(&insn, raw, &ctx(at as u16), host) {
+                Plan::Call if insn.mnemonic() == Mnemonic::Fldcw => Plan::Barrier,
+                plan => plan,
+            },
             false if is_fence(&insn) => Plan::Copy,
             false => Plan::Barrier,
         };
         let mut copy = [0; 15];
         copy[..raw.len()].copy_from_slice(raw);
-        items.push(Item { insn, raw: copy, plan, op, live_after: liveness::ALL, live_target: liveness::ALL });
+        let (live_after, live_target) = (liveness::ALL, liveness::ALL);
+        let sees_x87 = !pure || integer::lower::<SoftCore>(&insn, &ctx(at as u16)).is_none();
+        items.push(Item { insn, raw: copy, plan, op, sees_x87, live_after, live_target });
         at += insn.len();
         if matches!(plan, Plan::Barrier) {
             break;
@@ -124,13 +137,13 @@ fn lowered(insn: &Instruction, ctx: &LowerContext) -> (Op<SoftCore>, bool) {
         Some(_) if x86_emulate::system::lower::<SoftCore>(insn, ctx).is_some() => {
             (lower::lower(insn, ctx), false)
         }
-        Some(op) => (op, !loads_mxcsr(insn)),
+        Some(op) => (op, !loads_masks(insn)),
         None => (lower::lower(insn, ctx), false),
     }
 }
 
-/// MXCSR's masks are a part of the context.
-fn loads_mxcsr(insn: &Instruction) -> bool {
+/// The masks of MXCSR and of the x87 control word are a part of the context.
+fn loads_masks(insn: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         insn.mnemonic(),
@@ -142,6 +155,12 @@ fn loads_mxcsr(insn: &Instruction) -> bool {
             | M::Xrstor64
             | M::Xrstors
             | M::Xrstors64
+            | M::Fninit
+            | M::Fnclex
+            | M::Fnsave
+            | M::Frstor
+            | M::Fldenv
+            | M::Fnstenv
     )
 }
 

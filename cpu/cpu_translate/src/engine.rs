@@ -3,7 +3,7 @@
 use crate::asm::Asm;
 use crate::code_memory::CodeMemory;
 use crate::thunks::{Thunks, slot};
-use crate::{block, host, plan, runtime};
+use crate::{block, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Exit, Place, Translator};
 use guest_memory::GuestRam;
@@ -40,6 +40,8 @@ pub struct Site {
     pub barrier: bool,
     /// Instructions of the block up to this one.
     pub done: u16,
+    /// May look at the x87 unit or change it.
+    pub sees_x87: bool,
 }
 
 /// A translated superblock.
@@ -83,6 +85,8 @@ struct Context {
     mmu_index: u8,
     /// MXCSR masks every exception.
     masked: bool,
+    /// The x87 control word does, and none is pending.
+    x87_masked: bool,
     table: Box<[TableEntry]>,
 }
 
@@ -119,7 +123,7 @@ impl Engine {
             threshold,
             ram_base: ram.host_base() as u64,
             features,
-            host: plan::Host { general: host::features(), vector: host::vector_features() },
+            host: plan::Host { general: host::features(), vector: host::vector_features(), x87: true },
             fixed: memory.used(),
             memory,
             thunks,
@@ -133,10 +137,20 @@ impl Engine {
         })
     }
 
+    /// With one context, on a host that has everything.
+    #[cfg(test)]
+    pub fn for_golden(ram: &GuestRam, features: FeatureSet) -> Self {
+        let mut engine = Self::new(ram, features, 0).expect("memory for code");
+        engine.host = plan::Host { general: features, vector: Some(features), x87: true };
+        let (mode, table) = (ModeKey(0), empty_table());
+        engine.contexts.push(Context { mode, mmu_index: 2, masked: true, x87_masked: true, table });
+        engine
+    }
+
     /// Number of the context of `core`, if there is translated code for it.
     fn context(&self, core: &SoftCore) -> Option<u8> {
-        let key = (core.cpu.mode, core.cpu.mmu_index, masks_all(core));
-        let known = self.contexts.iter().position(|c| (c.mode, c.mmu_index, c.masked) == key);
+        let key = (core.cpu.mode, core.cpu.mmu_index, masks_all(core), x87::masks_all(&core.cpu));
+        let known = self.contexts.iter().position(|c| (c.mode, c.mmu_index, c.masked, c.x87_masked) == key);
         known.map(|n| n as u8)
     }
 
@@ -154,30 +168,31 @@ impl Engine {
             self.clear();
             self.contexts.clear();
         }
-        self.contexts.push(Context { mode, mmu_index, masked: masks_all(core), table: empty_table() });
+        let (masked, x87_masked) = (masks_all(core), x87::masks_all(&core.cpu));
+        self.contexts.push(Context { mode, mmu_index, masked, x87_masked, table: empty_table() });
         Some(self.contexts.len() as u8 - 1)
     }
 
     /// The translation at `place`, made if need be.
-    fn translation(&mut self, core: &SoftCore, place: &Place, context: u8) -> u32 {
+    fn translation(&mut self, core: &SoftCore, place: &Place, context: u8) -> Option<u32> {
         if let Some(id) = self.by_place.get(&(place.linear, place.at, context)) {
-            return *id;
+            return Some(*id);
         }
-        if self.memory.left() < BLOCK_BYTES || self.sites.len() + block::MAX_INSTRUCTIONS > MAX_SITES {
+        if self.memory.left() < BLOCK_BYTES || self.sites.len() + 2 * block::MAX_INSTRUCTIONS > MAX_SITES {
             self.clear();
         }
         let id = self.blocks.len() as u32;
-        let block = block::translate(self, core, place, context);
+        let block = block::translate(self, core, place, context)?;
         self.blocks.push(block);
         self.by_place.insert((place.linear, place.at, context), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
-        id
+        Some(id)
     }
 
     /// What of the host's may be emitted for a context.
     pub fn host(&self, context: u8) -> plan::Host {
-        let masked = self.contexts[usize::from(context)].masked;
-        plan::Host { vector: self.host.vector.filter(|_| masked), ..self.host }
+        let c = &self.contexts[usize::from(context)];
+        plan::Host { vector: self.host.vector.filter(|_| c.masked), x87: c.x87_masked, ..self.host }
     }
 
     /// Makes the guarded entry of a block pass for the mapping `exec_id`; its address.
@@ -274,7 +289,7 @@ impl Translator for Engine {
     fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
         let exec_id = core.exec_id(place.linear)?;
         let context = self.make_context(core)?;
-        let id = self.translation(core, place, context);
+        let id = self.translation(core, place, context)?;
         let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);
         for (n, c) in self.contexts.iter().enumerate() {
@@ -287,6 +302,7 @@ impl Translator for Engine {
         let engine: *mut Engine = self;
         core.hot.slots[slot::ENGINE] = engine as u64;
         core.hot.slots[slot::VECTOR_LIVE] = 0;
+        core.hot.slots[slot::X87_STATE] = x87::state::CORE;
         core.hot.slots[slot::HOST_MXCSR] = u64::from(MXCSR_MASKS);
         // SAFETY: `enter` is code of `Thunks::emit` with this signature. What it runs touches the core, guest
         // RAM at offsets that the TLB holds, and, through `runtime`, the engine; we touch none of them meanwhile.
@@ -294,6 +310,7 @@ impl Translator for Engine {
             let enter: extern "sysv64" fn(*mut SoftCore, u64) = std::mem::transmute(enter as *const ());
             enter(core, target);
             core.hot.budget -= runtime::SPAN - core.hot.countdown;
+            x87::to_core(core, &(*engine).sites);
             Some((*engine).exit)
         }
     }

@@ -6,7 +6,7 @@
 //! - `engine.rs`: translations of one vCPU, entry and exit. `runtime.rs`: what emitted code calls.
 //! - `code_memory.rs`: where the code lies. `thunks.rs`: the fixed pieces of code.
 //! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
-//! - `vector.rs`: SSE and AVX.
+//! - `vector.rs`: SSE and AVX. `x87.rs`: the x87 unit.
 //! - `emit/`: the emission itself. `asm.rs`, `encoding.rs`: bytes.
 //!
 //! Host registers in emitted code: `asm::CONTEXT` is the `SoftCore`, the GS base is guest RAM, RSP the
@@ -18,12 +18,15 @@ mod code_memory;
 mod emit;
 mod encoding;
 mod engine;
+#[cfg(test)]
+mod golden;
 mod host;
 mod liveness;
 mod plan;
 mod runtime;
 mod thunks;
 mod vector;
+mod x87;
 
 use cpu_soft::translate::{Translator, TranslatorFactory};
 use engine::Engine;

@@ -3,9 +3,11 @@
 use crate::emit::home;
 use crate::encoding::Encoding;
 use crate::liveness;
+use crate::x87;
 use x86_decode::{ConditionCode, FlowControl, Instruction, Mnemonic as M, OpKind, Register, allowed};
 use x86_defs::cpuid::FeatureSet;
 use x86_emulate::lower::LowerContext;
+use x86_emulate::vector::gate;
 
 /// See the module's header.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +24,19 @@ pub enum Plan {
     Encode(Encoding),
     /// As `Encode`, on vector registers.
     Vector(Encoding),
+    /// The guest's own on the x87 unit; written again if an operand is in memory.
+    X87(x87::Kind, Option<Encoding>),
     /// MOV of an immediate to a register of 4 or 8 bytes.
     MovImm,
     /// LEA of 4 or 8 bytes.
     Lea,
+    /// IDIV or DIV, of 8 or 4 bytes.
+    Divide {
+        /// IDIV.
+        signed: bool,
+        /// 8 bytes.
+        wide: bool,
+    },
     /// PUSH of a register, 8 bytes.
     Push(u8),
     /// PUSH of an immediate, 8 bytes.
@@ -59,6 +70,8 @@ pub struct Host {
     pub general: FeatureSet,
     /// For those on vector registers, if these may be used at all.
     pub vector: Option<FeatureSet>,
+    /// Whether the x87 unit may be used.
+    pub x87: bool,
 }
 
 fn vector(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: FeatureSet) -> Option<Plan> {
@@ -74,8 +87,16 @@ pub fn plan(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -
         .or_else(|| stack(insn))
         .or_else(|| simple(insn))
         .or_else(|| arithmetic(insn, bytes, host.general))
+        .or_else(|| unit(insn, bytes, ctx, host))
         .or_else(|| vector(insn, bytes, ctx, host.vector?))
         .unwrap_or(Plan::Call)
+}
+
+fn unit(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -> Option<Plan> {
+    if !host.x87 || gate::x87_exception(ctx).is_some() || !addressable(insn) {
+        return None;
+    }
+    x87::plan(insn, bytes).map(|(kind, encoding)| Plan::X87(kind, encoding))
 }
 
 fn branch(insn: &Instruction) -> Option<Plan> {
@@ -119,6 +140,14 @@ fn simple(insn: &Instruction) -> Option<Plan> {
     Some(match insn.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 => Plan::Nop,
         M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => Plan::Nop,
+        M::Div | M::Idiv if addressable(insn) => {
+            let signed = insn.mnemonic() == M::Idiv;
+            match insn.code() {
+                K::Div_rm32 | K::Idiv_rm32 => Plan::Divide { signed, wide: false },
+                K::Div_rm64 | K::Idiv_rm64 => Plan::Divide { signed, wide: true },
+                _ => return None,
+            }
+        }
         M::Lea if insn.op0_register().size() >= 4 && addressable(insn) => Plan::Lea,
         M::Mov
             if matches!(insn.code(), K::Mov_r32_imm32 | K::Mov_r64_imm64 | K::Mov_rm64_imm32)

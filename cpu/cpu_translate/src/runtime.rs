@@ -3,6 +3,7 @@
 
 use crate::engine::Engine;
 use crate::thunks::slot;
+use crate::x87;
 use cpu_soft::SoftCore;
 use cpu_soft::translate::Exit;
 use x86_emulate::Step;
@@ -38,10 +39,16 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = site.rip;
     core.set_block_page(site.page);
-    let done = i64::from(site.done);
+    let (done, sees_x87) = (i64::from(site.done), site.sees_x87);
+    if sees_x87 {
+        x87::to_core(core, &engine.sites);
+    }
     match (op.run)(core, op) {
         // Not if it wrote code: what is behind in this block, and where it leads, may be stale.
         Step::Next if !barrier && core.may_go_on() => {
+            if core.hot.slots[slot::X87_WAS] == x87::state::HOST {
+                x87::to_image(core);
+            }
             core.hot.raw_flags = core.cpu.flags.bits();
             return 0;
         }
@@ -105,6 +112,17 @@ pub unsafe extern "sysv64" fn service(core: *mut SoftCore, block: u64) -> u64 {
     }
     engine.exit = Exit::Branch;
     engine.thunks.leave
+}
+
+/// Puts the x87 unit into the image that the host's is loaded from.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn x87_to_image(core: *mut SoftCore, _: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, _) = unsafe { parts(core) };
+    x87::to_image(core);
+    0
 }
 
 /// Settles the countdown with the slice, and says whether anything keeps the vCPU from going on.

@@ -6,6 +6,7 @@
 use crate::asm::{Asm, CONTEXT, Rm, T1, Vex, at, cc, field, reg::*};
 use crate::emit::home;
 use crate::runtime;
+use crate::x87::state;
 use core::mem::offset_of;
 use cpu_soft::translate::layout;
 use x86_emulate::cpu::ExtendedState;
@@ -26,6 +27,22 @@ pub mod slot {
     pub const HOST_MXCSR: usize = 5;
     /// First of the tables of indirect branches, one a context.
     pub const TABLES: usize = 8;
+    /// Where the guest's x87 unit is: `x87::state`.
+    pub const X87_STATE: usize = 24;
+    /// Where it was when Rust was called.
+    pub const X87_WAS: usize = 25;
+    /// Site of the last x87 instruction that emitted code ran.
+    pub const X87_SITE: usize = 26;
+    /// Offset of the last operand in memory, if `X87_DATA_SEGMENT` is not 0.
+    pub const X87_DATA: usize = 27;
+    /// Number of its segment register plus one; 0 if emitted code ran no instruction with such an operand.
+    pub const X87_DATA_SEGMENT: usize = 28;
+    /// A control word on its way.
+    pub const X87_CONTROL: usize = 29;
+    /// First of the words that FNSAVE's image takes.
+    pub const X87_IMAGE: usize = 32;
+    /// How many it takes.
+    pub const X87_IMAGE_WORDS: usize = 14;
 }
 
 /// Offset of a slot in the `SoftCore`.
@@ -46,6 +63,8 @@ pub struct Thunks {
     pub load_vector: u64,
     /// Called: the reverse.
     pub save_vector: u64,
+    /// Called: moves the guest's x87 unit into the host's. Changes flags.
+    pub load_x87: u64,
     /// Jumped to with the number of an exit in `T1`.
     pub exit: u64,
     /// Jumped to with the number of a block in `T1` whose guard failed.
@@ -73,12 +92,44 @@ fn call_rust(a: &mut Asm, function: u64, pushes: usize, save_vector: u64) {
     let not_live = a.jcc_later(cc::EQUAL);
     a.call(save_vector);
     a.bind(not_live);
+    a.load(RAX, field(slot_at(slot::X87_STATE)));
+    a.store(field(slot_at(slot::X87_WAS)), RAX);
+    a.cmp_imm(RAX, state::HOST as u32);
+    let not_host = a.jcc_later(cc::NOT_EQUAL);
+    a.modrm(&[], false, false, &[0xDD], 6, field(slot_at(slot::X87_IMAGE)).into()); // fnsave
+    a.store_imm(field(slot_at(slot::X87_STATE)), state::IMAGE as i32);
+    a.bind(not_host);
     a.mov(RDI, CONTEXT);
     a.mov(RSI, T1);
     (0..pushes).for_each(|_| a.push(CONTEXT));
     a.mov_imm(RAX, function);
     a.indirect(true, RAX);
     (0..pushes).for_each(|_| a.pop(CONTEXT));
+}
+
+/// Behind a call of Rust: registers and vector state as before.
+fn come_back(a: &mut Asm, load_vector: u64) {
+    a.load(RAX, field(slot_at(slot::WAS_LIVE)));
+    a.modrm(&[], true, false, &[0x85], RAX, Rm::Reg(RAX)); // test rax, rax
+    let not_live = a.jcc_later(cc::EQUAL);
+    a.call(load_vector);
+    a.bind(not_live);
+    load(a);
+}
+
+/// Code that moves the guest's x87 unit into the host's.
+fn x87_thunk(a: &mut Asm, t: &mut Thunks) {
+    t.load_x87 = a.here();
+    // cmp qword [state], CORE
+    a.modrm(&[], true, false, &[0x83], 7, field(slot_at(slot::X87_STATE)).into());
+    a.bytes(&[state::CORE as u8]);
+    let in_image = a.jcc_later(cc::NOT_EQUAL);
+    call_rust(a, runtime::x87_to_image as *const () as u64, 1, t.save_vector);
+    come_back(a, t.load_vector);
+    a.bind(in_image);
+    a.modrm(&[], false, false, &[0xDD], 4, field(slot_at(slot::X87_IMAGE)).into()); // frstor
+    a.store_imm(field(slot_at(slot::X87_STATE)), state::HOST as i32);
+    a.bytes(&[0xC3]);
 }
 
 /// Jumps to the address in RAX with the guest's registers loaded.
@@ -143,16 +194,19 @@ impl Thunks {
         a.bytes(&[0xC3]);
 
         vector_thunks(a, &mut t);
+        x87_thunk(a, &mut t);
         t.operation = a.here();
         call_rust(a, runtime::operation as *const () as u64, 1, t.save_vector);
         a.modrm(&[], true, false, &[0x85], RAX, Rm::Reg(RAX)); // test rax, rax
         let away = a.jcc_later(cc::NOT_EQUAL);
-        a.load(RAX, field(slot_at(slot::WAS_LIVE)));
-        a.modrm(&[], true, false, &[0x85], RAX, Rm::Reg(RAX)); // test rax, rax
-        let not_live = a.jcc_later(cc::EQUAL);
-        a.call(t.load_vector);
-        a.bind(not_live);
-        load(a);
+        // cmp qword [was], HOST
+        a.modrm(&[], true, false, &[0x83], 7, field(slot_at(slot::X87_WAS)).into());
+        a.bytes(&[state::HOST as u8]);
+        let elsewhere = a.jcc_later(cc::NOT_EQUAL);
+        a.modrm(&[], false, false, &[0xDD], 4, field(slot_at(slot::X87_IMAGE)).into()); // frstor
+        a.store_imm(field(slot_at(slot::X87_STATE)), state::HOST as i32);
+        a.bind(elsewhere);
+        come_back(a, t.load_vector);
         a.bytes(&[0xC3]);
         a.bind(away);
         a.lea(RSP, at(RSP, 8));

@@ -70,26 +70,33 @@ impl Emitter<'_> {
 
     /// The handler does `item` when one of `jumps` is taken, and comes back to where code is emitted now.
     pub(super) fn slow(&mut self, item: &Item, jumps: Vec<Patch>, reload: bool) {
-        let site = self.site(&item.op, false);
+        self.slow_site(item, jumps, reload, false);
+    }
+    /// As `slow`; what is behind is looked up anew then.
+    pub(super) fn slow_barrier(&mut self, item: &Item, jumps: Vec<Patch>) {
+        self.slow_site(item, jumps, false, true);
+    }
+    fn slow_site(&mut self, item: &Item, jumps: Vec<Patch>, reload: bool, barrier: bool) {
+        let site = self.site(&item.op, barrier, item.sees_x87);
         let back = self.a.here();
         self.stubs.push(Stub::Slow { jumps, site, back, reload });
     }
 
+    /// The offset of the memory operand in its segment, to `T0`. Changes no flags, `T1` perhaps.
+    pub(super) fn offset(&mut self, insn: &Instruction) {
+        if insn.memory_base() == Register::RIP {
+            let target = self.linear(insn.memory_displacement64());
+            return self.a.mov_imm(T0, target);
+        }
+        match self.host_address(insn) {
+            Some(m) => self.a.lea(T0, m),
+            None => self.a.mov_imm(T0, insn.memory_displacement64()),
+        }
+    }
+
     /// The linear address of the memory operand, to `T0`. Changes flags for FS and GS only, `T1` always.
     fn linear_address(&mut self, insn: &Instruction) {
-        match insn.memory_base() {
-            Register::RIP => {
-                let target = self.linear(insn.memory_displacement64());
-                self.a.mov_imm(T0, target);
-            }
-            _ => {
-                let m = self.host_address(insn);
-                match m {
-                    Some(m) => self.a.lea(T0, m),
-                    None => self.a.mov_imm(T0, insn.memory_displacement64()),
-                }
-            }
-        }
+        self.offset(insn);
         let segment = match insn.memory_segment() {
             Register::FS => x86_defs::SegmentIndex::Fs,
             Register::GS => x86_defs::SegmentIndex::Gs,

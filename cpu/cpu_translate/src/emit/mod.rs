@@ -5,11 +5,13 @@
 //! if they matter.
 //!
 //! - here: entries, exits, flags, the walk over the instructions. `memory.rs`: the inline TLB.
-//! - `integer.rs`: instructions on registers and memory. `branch.rs`: control flow and stack.
+//! - `integer.rs`: instructions on registers and memory; `divide.rs`: division. `branch.rs`: control flow and stack. `x87.rs`: the x87 unit.
 
 mod branch;
+mod divide;
 mod integer;
 mod memory;
+mod x87;
 
 use crate::asm::{Asm, CONTEXT, Patch, T0, T1, cc, field, reg::*};
 use crate::block::{Item, Source, falls_through};
@@ -42,6 +44,8 @@ enum Stub {
     Slow { jumps: Vec<Patch>, site: u32, back: u64, reload: bool },
     /// Loads the vector state.
     LoadVector { jump: Patch, back: u64 },
+    /// Loads the x87 unit.
+    LoadX87 { jump: Patch, back: u64 },
     /// To another block, from behind instruction `done`.
     Exit { jump: Patch, target: u64, spill: bool, done: u16 },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
@@ -62,6 +66,8 @@ pub struct Emitter<'a> {
     stubs: Vec<Stub>,
     /// Instructions up to the one under way.
     done: u16,
+    /// See `Finished::marks`.
+    marks: Vec<usize>,
 }
 
 /// What comes out.
@@ -70,6 +76,9 @@ pub struct Finished {
     pub code: Vec<u8>,
     /// The block's record.
     pub block: Block,
+    /// Where in the code each instruction's begins, and where the last one's ends.
+    #[cfg_attr(not(test), expect(dead_code))]
+    pub marks: Vec<usize>,
 }
 
 impl<'a> Emitter<'a> {
@@ -87,7 +96,18 @@ impl<'a> Emitter<'a> {
         };
         let a = Asm::new(base);
         let (in_host, in_memory) = (false, true);
-        Self { a, engine, place: *place, mmu_index, block, in_host, in_memory, stubs: Vec::new(), done: 0 }
+        Self {
+            a,
+            engine,
+            place: *place,
+            mmu_index,
+            block,
+            in_host,
+            in_memory,
+            stubs: Vec::new(),
+            done: 0,
+            marks: Vec::new(),
+        }
     }
 
     /// Emits everything.
@@ -108,10 +128,15 @@ impl<'a> Emitter<'a> {
         if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_))) {
             self.need_vector();
         }
+        if source.items.iter().any(|i| matches!(i.plan, Plan::X87(..))) {
+            self.need_x87();
+        }
         for item in &source.items {
             self.done += 1;
+            self.marks.push(self.a.code.len());
             self.item(item);
         }
+        self.marks.push(self.a.code.len());
         self.close(source);
         self.emit_stubs();
         self.block.miss = self.a.here();
@@ -125,17 +150,19 @@ impl<'a> Emitter<'a> {
 
     /// The result.
     pub fn finish(self) -> Finished {
-        Finished { code: self.a.code, block: self.block }
+        Finished { code: self.a.code, block: self.block, marks: self.marks }
     }
 
     fn item(&mut self, item: &Item) {
         match item.plan {
-            Plan::Call | Plan::Barrier => self.call(&item.op, matches!(item.plan, Plan::Barrier)),
+            Plan::Call | Plan::Barrier => self.call(item),
             Plan::Nop => {}
             Plan::Copy => self.copy(item),
             Plan::Encode(e) | Plan::Vector(e) => self.encoded(item, &e),
+            Plan::X87(kind, e) => self.x87(item, kind, e.as_ref()),
             Plan::MovImm => self.mov_imm(item),
             Plan::Lea => self.lea(item),
+            Plan::Divide { signed, wide } => self.divide(item, signed, wide),
             Plan::Push(g) => self.push(item, g),
             Plan::PushImm(v) => self.push_imm(item, v),
             Plan::Pop(g) => self.pop(item, g),
@@ -154,7 +181,7 @@ impl<'a> Emitter<'a> {
             return;
         }
         match &source.closing {
-            Some(op) => self.call(op, true),
+            Some(op) => self.call_handler(op, true, true),
             None => self.leave_to(u64::from(source.end), source.live_end),
         }
     }
@@ -164,16 +191,19 @@ impl<'a> Emitter<'a> {
         self.place.linear.wrapping_add(offset)
     }
 
-    fn site(&mut self, op: &Op<SoftCore>, barrier: bool) -> u32 {
+    fn site(&mut self, op: &Op<SoftCore>, barrier: bool, sees_x87: bool) -> u32 {
         let (rip, page) = (self.place.linear, self.place.at >> 12);
-        self.engine.sites.push(Site { op: *op, rip, page, barrier, done: self.done });
+        self.engine.sites.push(Site { op: *op, rip, page, barrier, done: self.done, sees_x87 });
         self.engine.sites.len() as u32 - 1
     }
 
-    /// Calls the interpreter's handler.
-    fn call(&mut self, op: &Op<SoftCore>, barrier: bool) {
+    /// Calls the interpreter's handler of `item`.
+    fn call(&mut self, item: &Item) {
+        self.call_handler(&item.op, matches!(item.plan, Plan::Barrier), item.sees_x87);
+    }
+    fn call_handler(&mut self, op: &Op<SoftCore>, barrier: bool, sees_x87: bool) {
         self.spill_if(liveness::ALL);
-        let site = self.site(op, barrier);
+        let site = self.site(op, barrier, sees_x87);
         self.a.mov_imm32(T1, site);
         self.a.call(self.engine.thunks.operation);
         (self.in_host, self.in_memory) = (false, true);
@@ -255,6 +285,11 @@ impl<'a> Emitter<'a> {
                 Stub::LoadVector { jump, back } => {
                     self.a.bind(jump);
                     self.a.call(self.engine.thunks.load_vector);
+                    self.a.jmp(back);
+                }
+                Stub::LoadX87 { jump, back } => {
+                    self.a.bind(jump);
+                    self.a.call(self.engine.thunks.load_x87);
                     self.a.jmp(back);
                 }
                 Stub::Exit { jump, target, spill, done } => {

@@ -12,6 +12,7 @@ mod program;
 use cpu_soft::SoftHypervisor;
 use harness::{CODE, DATA, Guest, KERNEL_STACK, Random, STACK, Stop};
 use hypervisor::VcpuState;
+use hypervisor::state::X87State;
 use program::Program;
 use x86_defs::flags::{AF, STATUS};
 
@@ -29,6 +30,7 @@ struct Result {
     vector: [[u64; 2]; 16],
     upper: [[u64; 2]; 16],
     mxcsr: u32,
+    x87: X87State,
     memory: Vec<u8>,
 }
 
@@ -50,6 +52,7 @@ impl Side {
         state.gpr = p.gpr;
         state.rip = CODE + u64::from(p.offset);
         state.sse.xmm = p.xmm;
+        state.x87 = p.x87;
         g.vcpu.restore(&state).unwrap();
         g.put(DATA - 0x1000, &p.data);
         g.put(STACK - 0x1000, &[0x5A; 0x1000]);
@@ -80,6 +83,7 @@ impl Side {
             vector: s.sse.xmm,
             upper: s.avx,
             mxcsr: s.sse.mxcsr,
+            x87: s.x87,
             memory,
         }
     }

@@ -1,6 +1,7 @@
 //! A random program.
 
 use super::harness::{CODE, DATA, Random, STACK};
+use hypervisor::state::{Float80, X87State};
 use std::fmt;
 use x86_decode::{Decoded, FlowControl, Instruction, Mnemonic as M, Register, RflagsBits, decode};
 use x86_defs::cpuid::{Feature, FeatureSet};
@@ -12,6 +13,7 @@ pub struct Program {
     pub offset: u32,
     pub gpr: [u64; 16],
     pub xmm: [[u64; 2]; 16],
+    pub x87: X87State,
     pub data: Vec<u8>,
     pub instructions: usize,
 }
@@ -23,6 +25,8 @@ const ONE: &[u8] = &[
     0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x8B, 0x8D, 0xC0, 0xC1, 0xC6, 0xC7, 0xD0, 0xD1, 0xD2, 0xD3,
     0xF6, 0xF7, 0xFE, 0xFF,
 ];
+/// The x87 unit's.
+const UNIT: &[u8] = &[0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF];
 /// Without.
 const PLAIN: &[u8] = &[
     0x05, 0x0D, 0x15, 0x25, 0x2D, 0x3D, 0x50, 0x51, 0x53, 0x54, 0x56, 0x57, 0x58, 0x59, 0x5B, 0x5E, 0x5F,
@@ -50,9 +54,11 @@ impl Program {
         gpr[7] = address(r);
         let mut xmm = [[0; 2]; 16];
         xmm.iter_mut().flatten().for_each(|v| *v = value(r));
+        let x87 = unit(r);
         let mut data = vec![0; 0x3000];
         r.fill(&mut data);
-        let mut p = Self { code: Vec::new(), offset: r.below(0xF00) as u32, gpr, xmm, data, instructions: 0 };
+        let mut p =
+            Self { code: Vec::new(), offset: r.below(0xF00) as u32, gpr, xmm, x87, data, instructions: 0 };
         let count = 3 + r.below(25);
         for _ in 0..count {
             p.add(r);
@@ -117,6 +123,20 @@ impl Program {
     }
 }
 
+/// The x87 unit, often with all exceptions masked.
+fn unit(r: &mut Random) -> X87State {
+    let mut x87 =
+        X87State { in_use: r.next() as u8, status: (r.below(8) as u16) << 11, ..X87State::default() };
+    if r.one_in(4) {
+        x87.control = r.next() as u16 & 0xF3F | 0x40;
+    }
+    for register in &mut x87.registers {
+        let exponent = if r.one_in(8) { r.next() as u16 } else { 0x3FF0 + r.below(40) as u16 };
+        *register = Float80 { mantissa: r.next() | u64::from(!r.one_in(16)) << 63, sign_exponent: exponent };
+    }
+    x87
+}
+
 fn value(r: &mut Random) -> u64 {
     match r.below(5) {
         0 => r.below(40),
@@ -161,7 +181,7 @@ fn candidate(r: &mut Random) -> Vec<u8> {
             if r.one_in(2) {
                 b.push(0x40 | r.below(16) as u8);
             }
-            b.push(r.pick(ONE));
+            b.push(if r.one_in(4) { r.pick(UNIT) } else { r.pick(ONE) });
         }
         5 => {
             if r.one_in(3) {
@@ -201,16 +221,7 @@ fn wanted(insn: &Instruction) -> bool {
     let unwanted =
         matches!(
             insn.mnemonic(),
-            M::Popf
-                | M::Popfq
-                | M::Pushf
-                | M::Pushfq
-                | M::Lahf
-                | M::Div
-                | M::Idiv
-                | M::Enter
-                | M::Rdpid
-                | M::Rdseed
+            M::Popf | M::Popfq | M::Pushf | M::Pushfq | M::Lahf | M::Enter | M::Rdpid | M::Rdseed
         ) || matches!(insn.mnemonic(), M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Bsf | M::Bsr);
     let swaps_16 = insn.mnemonic() == M::Bswap && insn.op0_register().size() == 2;
     let moves_stack = insn.op0_register().full_register() == Register::RSP;

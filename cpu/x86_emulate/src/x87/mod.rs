@@ -41,6 +41,12 @@ pub fn lower<C: Core>(insn: &Instruction, ctx: &LowerContext) -> Option<Op<C>> {
     }
 }
 
+/// Whether `insn` computes with or moves registers of the unit, which is done with the host's own instruction: control and
+/// state instructions do not.
+pub fn computes(insn: &Instruction) -> bool {
+    encoding::encoding(insn).is_some()
+}
+
 /// What a handler returns.
 #[inline(always)]
 fn step(done: Result<(), Fault>) -> Step {

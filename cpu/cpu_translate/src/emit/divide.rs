@@ -1,0 +1,54 @@
+//! DIV and IDIV of 4 and 8 bytes. The host must not raise #DE: operands for which it could, the handler takes.
+
+use super::memory::{Access, Address, OPERAND};
+use super::{Emitter, home, memory_home};
+use crate::asm::{
+    Patch, Rm, T0, T1, at, cc,
+    reg::{RAX, RDX},
+};
+use crate::block::Item;
+use crate::liveness::{self, ALL};
+use crate::plan::number;
+use x86_decode::OpKind;
+
+impl Emitter<'_> {
+    pub(super) fn divide(&mut self, item: &Item, signed: bool, wide: bool) {
+        let insn = &item.insn;
+        self.spill_if(liveness::before(insn, item.live_after));
+        let mut jumps = Vec::new();
+        if insn.op0_kind() == OpKind::Memory {
+            let size = if wide { 8 } else { 4 };
+            jumps = self.check(Access { address: Address::Operand(insn), size, write: false, align: 1 });
+            self.a.modrm(&[], wide, false, &[0x8B], T1, OPERAND.into());
+        } else {
+            let guest = number(insn.op0_register()).unwrap_or(0);
+            match home(guest) {
+                Some(h) => self.a.mov(T1, h),
+                None => self.a.load(T1, memory_home(guest)),
+            }
+        }
+        jumps.extend(if signed { self.fits_signed(wide) } else { self.fits(wide) });
+        self.a.modrm(&[], wide, false, &[0xF7], if signed { 7 } else { 6 }, Rm::Reg(T1));
+        (self.in_host, self.in_memory) = (true, false);
+        self.slow(item, jumps, item.live_after & ALL != 0);
+    }
+
+    /// The quotient fits if the divisor is above the dividend's upper half; that is never so for zero.
+    fn fits(&mut self, wide: bool) -> Vec<Patch> {
+        self.a.modrm(&[], wide, false, &[0x3B], RDX, Rm::Reg(T1)); // cmp
+        vec![self.a.jcc_later(cc::ABOVE_OR_EQUAL)]
+    }
+
+    /// The quotient surely fits if the upper half is but the lower one's sign, and the divisor neither 0 nor -1.
+    fn fits_signed(&mut self, wide: bool) -> Vec<Patch> {
+        self.a.modrm(&[], wide, false, &[0x8B], T0, Rm::Reg(RAX)); // mov
+        self.a.modrm(&[], wide, false, &[0xC1], 7, Rm::Reg(T0)); // sar
+        self.a.bytes(&[if wide { 63 } else { 31 }]);
+        self.a.modrm(&[], wide, false, &[0x3B], T0, Rm::Reg(RDX)); // cmp
+        let other = self.a.jcc_later(cc::NOT_EQUAL);
+        self.a.modrm(&[], wide, false, &[0x8D], T0, at(T1, 1).into()); // lea
+        self.a.modrm(&[], wide, false, &[0x83], 7, Rm::Reg(T0)); // cmp
+        self.a.bytes(&[1]);
+        vec![other, self.a.jcc_later(cc::BELOW_OR_EQUAL)]
+    }
+}

@@ -1,0 +1,151 @@
+//! Emitted code is a contract: how many host instructions each guest instruction of some snippets becomes stands in
+//! `golden/snippets.txt`. `GOLDEN=write cargo nextest run -p cpu_translate golden` writes it anew; the diff is what is reviewed.
+
+use crate::block::{self, Source};
+use crate::emit::Emitter;
+use crate::engine::Engine;
+use cpu_soft::translate::Place;
+use guest_memory::GuestRam;
+use iced_x86::code_asm::*;
+use std::fmt::Write;
+use x86_decode::{Decoded, decode};
+use x86_defs::cpuid::{Feature, FeatureSet};
+use x86_emulate::ModeKey;
+
+/// Snippets lie here in their page, at CPL 0.
+const AT: u64 = 0x40_0100;
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/snippets.txt");
+
+type Snippet = (&'static str, fn(&mut CodeAssembler) -> Result<(), IcedError>);
+
+const SNIPPETS: &[Snippet] = &[
+    ("registers", |a| {
+        a.add(rax, rbx)?;
+        a.lea(rcx, ptr(rax + rdx * 4 + 8))?;
+        a.mov(r10, rax)?;
+        a.add(r9, r11)?;
+        a.imul_2(ecx, esi)?;
+        a.sete(al)?;
+        a.movzx(eax, ah)?;
+        a.jmp(AT)
+    }),
+    ("memory", |a| {
+        a.mov(rax, qword_ptr(rdi))?;
+        a.mov(dword_ptr(rsi + rcx * 4 + 16), eax)?;
+        a.add(qword_ptr(rbx), 1)?;
+        a.mov(r10, qword_ptr(r11))?;
+        a.mov(rax, qword_ptr(AT + 0x800))?;
+        a.mov(rax, qword_ptr(0x28).gs())?;
+        a.lock().xadd(qword_ptr(rdi), rax)?;
+        a.jmp(AT)
+    }),
+    ("flags that matter across memory", |a| {
+        a.cmp(rax, rbx)?;
+        a.mov(rcx, qword_ptr(rdi))?;
+        a.cmovb(rax, rcx)?;
+        a.adc(rdx, qword_ptr(rsi))?;
+        a.jmp(AT)
+    }),
+    ("a loop", |a| {
+        a.add(rax, qword_ptr(rdi))?;
+        a.add(rdi, 8)?;
+        a.dec(rcx)?;
+        a.jne(AT)?;
+        a.jmp(AT + 0x80)
+    }),
+    ("a function", |a| {
+        a.push(rbp)?;
+        a.mov(rbp, rsp)?;
+        a.push(r12)?;
+        a.sub(rsp, 0x20)?;
+        a.call(AT + 0x200)?;
+        Ok(())
+    }),
+    ("its end", |a| {
+        a.add(rsp, 0x20)?;
+        a.pop(r12)?;
+        a.leave()?;
+        a.ret()
+    }),
+    ("indirect", |a| a.jmp(qword_ptr(rax + rcx * 8))),
+    ("division", |a| {
+        a.div(rcx)?;
+        a.cdq()?;
+        a.idiv(dword_ptr(rdi))?;
+        a.jmp(AT)
+    }),
+    ("vectors", |a| {
+        a.movups(xmm0, xmmword_ptr(rdi))?;
+        a.mulps(xmm0, xmm1)?;
+        a.vfmadd231ps(ymm1, ymm2, ymmword_ptr(rsi))?;
+        a.cvtsi2sd(xmm3, rax)?;
+        a.ucomisd(xmm3, qword_ptr(rsi))?;
+        a.ja(AT)?;
+        a.jmp(AT + 0x80)
+    }),
+    ("x87", |a| {
+        a.fld(qword_ptr(rdi))?;
+        a.fmul(qword_ptr(rsi + 8))?;
+        a.faddp(st1, st0)?;
+        a.fucomi(st0, st1)?;
+        a.fstp(tword_ptr(rdi + 16))?;
+        a.fldcw(word_ptr(rsp))?;
+        a.jmp(AT)
+    }),
+];
+
+/// What was emitted, in numbers.
+fn describe(name: &str, code: &[u8]) -> String {
+    let ram = GuestRam::for_test(1 << 20);
+    let features = FeatureSet::of(Feature::ALL);
+    let mut engine = Engine::for_golden(&ram, features);
+    let mut page = Box::new([0xF4; 4096]);
+    let offset = AT as usize & 0xFFF;
+    page[offset..offset + code.len()].copy_from_slice(code);
+    let mode = ModeKey(ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
+    let place = Place { linear: AT, at: offset as u64, mode };
+    let source: Source = block::read(&engine, &place, &engine.host(0), page);
+    let base = engine.memory.next();
+    let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
+    emitter.block(&source);
+    let finished = emitter.finish();
+    let mut text = format!("{name}\n");
+    let bounds = &finished.marks;
+    let count = |from: usize, to: usize| instructions(&finished.code[from..to]);
+    writeln!(text, "  {:>3}  (entry)", count(0, bounds[0])).unwrap();
+    for (item, pair) in source.items.iter().zip(bounds.windows(2)) {
+        writeln!(text, "  {:>3}  {:?}", count(pair[0], pair[1]), item.insn.code()).unwrap();
+    }
+    let end = bounds[bounds.len() - 1];
+    writeln!(text, "  {:>3}  (out of line)", count(end, finished.code.len())).unwrap();
+    text
+}
+
+fn instructions(code: &[u8]) -> usize {
+    let (mut at, mut n) = (0, 0);
+    while at < code.len() {
+        match decode(&code[at..], 64, 0, FeatureSet::of(Feature::ALL)) {
+            Decoded::Instruction(insn) => at += insn.len(),
+            other => panic!("emitted {other:?} at {at} of {code:x?}"),
+        }
+        n += 1;
+    }
+    n
+}
+
+#[test]
+fn emitted_code_is_as_written_down() {
+    let text: String = SNIPPETS
+        .iter()
+        .map(|(name, snippet)| {
+            let mut a = CodeAssembler::new(64).unwrap();
+            snippet(&mut a).unwrap();
+            describe(name, &a.assemble(AT).unwrap())
+        })
+        .collect();
+    if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
+        std::fs::write(FILE, &text).unwrap();
+    }
+    let want = std::fs::read_to_string(FILE).unwrap();
+    assert!(want == text, "emitted code differs from {FILE}:\n{text}");
+}
