@@ -1,7 +1,7 @@
 //! Bytes as code, in every mode a processor has.
 //!
 //! Twice: instruction by instruction on a bare core ([`scratch`]), where each is decoded, lowered and run whatever the
-//! one before it did; and as a guest of the `soft` engine ([`soft`]), where they run as they branch.
+//! one before it did; and as a guest of the `soft` engine ([`soft`]), interpreted and translated, where they run as they branch.
 
 mod modes;
 mod scratch;

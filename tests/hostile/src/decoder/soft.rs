@@ -1,4 +1,4 @@
-//! Bytes as a guest of the `soft` engine, with interrupts on the way and a save in the middle.
+//! Bytes as a guest of the `soft` engine, interpreted and translated, with interrupts on the way and a save in the middle.
 //!
 //! The guest runs until it halts, triple-faults, or its engine has looked at the clock often enough: a clock that kicks
 //! makes the end of an endless loop a matter of what the guest did, not of the host's speed.
@@ -70,6 +70,12 @@ impl VcpuIo for Nobody {
 }
 
 pub fn run(script: &Script<'_>) {
+    run_on(script, &SoftHypervisor::interpreter());
+    // Everything is translated the first time it runs.
+    run_on(script, &SoftHypervisor::translating(Arc::new(cpu_translate::Factory { threshold: 0 })));
+}
+
+fn run_on(script: &Script<'_>, engine: &SoftHypervisor) {
     let time = Looks::default();
     let clock = GuestClock::new(Box::new(time.clone()));
     clock.resume();
@@ -79,7 +85,7 @@ pub fn run(script: &Script<'_>) {
     ram.store_bytes(CODE, code);
     let model = if script.without & 2 == 0 { CpuModel::max() } else { small_model() };
     let layout = PartitionLayout { ram: ram.clone(), vcpus: 1, cpu_model: model, tsc_khz: 1_000_000, clock };
-    let Ok(partition) = SoftHypervisor::default().create_partition(&layout) else { return };
+    let Ok(partition) = engine.create_partition(&layout) else { return };
     let Ok(mut vcpu) = partition.create_vcpu(0, Arc::new(NoWake)) else { return };
     let _ = time.0.1.set(vcpu.kicker());
     let mut state = script.mode.state();
