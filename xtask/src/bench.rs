@@ -1,5 +1,8 @@
-//! `cargo xtask bench boot`: how long the cloud kernel takes to busybox's marker, in QEMU's translator (TCG) and in
-//! Bedplate, in one interleaved run. Medians, their ratio, JSON and a Markdown table (docs/benchmarks.md).
+//! `cargo xtask bench`. `cpu` is in `bench/cpu.rs`; `boot` here: how long the cloud kernel takes to busybox's marker, in
+//! QEMU's translator (TCG) and in Bedplate, in one interleaved run. Medians, their ratio, JSON and a Markdown table
+//! (docs/benchmarks.md).
+
+mod cpu;
 
 use std::fs;
 use std::time::Duration;
@@ -24,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 pub enum Bench {
     /// The cloud kernel to busybox's marker, beside QEMU TCG.
     Boot(BootOptions),
+    /// Small workloads of many kinds, natively, in QEMU TCG and in Bedplate.
+    Cpu(cpu::CpuOptions),
 }
 
 #[derive(Debug, Args)]
@@ -51,8 +56,10 @@ struct Contender {
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
-    let Bench::Boot(options) = bench;
-    boot(options).map(|_| ())
+    match bench {
+        Bench::Boot(options) => boot(options).map(|_| ()),
+        Bench::Cpu(options) => cpu::run(options),
+    }
 }
 
 /// The same as a step of the campaign, which holds Bedplate to its promise.
