@@ -1,6 +1,6 @@
 //! System calls on KVM's files that `kvm-ioctls` lacks (api.rst, sections by name).
 
-use kvm_bindings::{kvm_device_attr, kvm_run, kvm_sregs2};
+use kvm_bindings::{kvm_device_attr, kvm_ioeventfd, kvm_run, kvm_sregs2};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::fs::File;
 use std::io;
@@ -14,6 +14,7 @@ ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 
 /// Group and attribute of a vCPU's TSC offset.
@@ -60,6 +61,17 @@ pub fn get_tsc_offset(vcpu: &VcpuFd) -> io::Result<u64> {
 pub fn setup_mce(vcpu: &VcpuFd, mcg_cap: u64) -> io::Result<()> {
     // SAFETY: KVM reads the eight bytes.
     answer(unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &mcg_cap) }).map(drop)
+}
+
+/// Flag of KVM_IOEVENTFD: take it back.
+const DEASSIGN: u32 = 1 << kvm_bindings::kvm_ioeventfd_flag_nr_deassign;
+
+/// KVM_IOEVENTFD: memory writes of `bytes` (0: of any width) at `at` add to eventfd `fd`; or no longer.
+pub fn ioeventfd(vm: &VmFd, at: u64, bytes: u32, fd: i32, assign: bool) -> io::Result<()> {
+    let flags = if assign { 0 } else { DEASSIGN };
+    let request = kvm_ioeventfd { addr: at, len: bytes, fd, flags, ..kvm_ioeventfd::default() };
+    // SAFETY: KVM only reads the structure, and refuses a number that is no eventfd.
+    answer(unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), &request) }).map(drop)
 }
 
 /// KVM_GET_STATS_FD of a vCPU.

@@ -5,6 +5,7 @@
 //!
 //! Lock order: time → messages → a vCPU's times.
 
+use crate::doorbells::Ioeventfds;
 use crate::engine::host;
 use crate::ioctls::{error, map_ram};
 use crate::kick::KickCell;
@@ -14,7 +15,8 @@ use crate::vcpu::KvmVcpu;
 use crate::watch::{Verdict, Watch};
 use apic::{DeliveryMode, Message};
 use hypervisor::{
-    EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout, Statistics, Trigger, Vcpu, Wake,
+    Doorbells, EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout, Statistics, Trigger,
+    Vcpu, Wake,
 };
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS,
@@ -153,6 +155,9 @@ impl Partition for KvmPartition {
     }
     fn msi_sink(&self) -> Arc<dyn MsiSink> {
         Arc::new(Sink(self.shared.clone()))
+    }
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        Ioeventfds::of(&self.shared)
     }
     // Everything that outlives a vCPU's `run` is in the vCPUs' states, or comes from the devices anew.
     fn save(&self) -> Result<Vec<StateBlob>, EngineError> {

@@ -5,6 +5,8 @@
 //! instruction may make several.
 
 use crate::cpu_model::CpuModel;
+use crate::dirty_log::DirtyLog;
+use crate::doorbell::Doorbells;
 use crate::interrupt::{IrqSink, MsiSink};
 use crate::state::VcpuState;
 use alloc::boxed::Box;
@@ -125,6 +127,14 @@ pub trait Partition: Send + Sync {
     fn irq_sink(&self) -> Arc<dyn IrqSink>;
     /// Where MSI routes come from.
     fn msi_sink(&self) -> Arc<dyn MsiSink>;
+    /// Its doorbells, if it has any.
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        None
+    }
+    /// Its log of written pages, if it has one.
+    fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        None
+    }
     /// State of the partition beyond its vCPUs, with all of them stopped.
     fn save(&self) -> Result<Vec<StateBlob>, EngineError>;
     /// Takes over what `save` gave.

@@ -10,9 +10,11 @@ extern crate alloc;
 
 mod bus;
 pub mod conformance;
+mod doorbell;
 mod irq;
 
 pub use bus::{Bus, BusError, IoStats, RegionId};
+pub use doorbell::{Doorbell, Register};
 pub use irq::{IrqLine, LineSink, SharedLine};
 pub use saved_state::{RestoreError, StateBlob, Unsavable};
 

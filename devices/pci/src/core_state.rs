@@ -13,7 +13,7 @@ use crate::regs::{self, *};
 use crate::topology::Place;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use device::Device;
+use device::{Device, Doorbell, Register};
 use guest_memory::DmaSpace;
 use hypervisor::Msi;
 use saved_state::{FieldWriter, Fields, RestoreError, SavedState};
@@ -50,6 +50,7 @@ pub struct FunctionCore {
     place: Option<Place>,
     msi: Option<u16>,
     msix: Option<u16>,
+    doorbells: Vec<(Register, Arc<dyn Doorbell>)>,
 }
 
 impl FunctionCore {
@@ -58,7 +59,7 @@ impl FunctionCore {
         if let Some(dma) = &dma {
             dma.set_enabled(false);
         }
-        Self { config, interrupts, dma, place: None, msi: None, msix: None }
+        Self { config, interrupts, dma, place: None, msi: None, msix: None, doorbells: Vec::new() }
     }
 
     /// Adds the MSI-X capability for the vectors of its interrupts; table and pending bits fill BAR `bar`,
@@ -93,6 +94,16 @@ impl FunctionCore {
     /// Declares that it interrupts by INTA.
     pub fn add_intx(&mut self) {
         self.config.init(INTERRUPT_PIN, 1, 1);
+    }
+
+    /// Says that a register in one of its BARs (`region` is the BAR) has a doorbell, which follows the BAR. Before it is
+    /// attached.
+    pub fn add_doorbell(&mut self, register: Register, doorbell: Arc<dyn Doorbell>) {
+        self.doorbells.push((register, doorbell));
+    }
+
+    pub(crate) fn doorbells(&self) -> &[(Register, Arc<dyn Doorbell>)] {
+        &self.doorbells
     }
 
     /// Its registers.

@@ -4,7 +4,8 @@
 //! register changes, under its own lock. The tree then moves regions on the machine's buses: those that
 //! are to leave first, then those that are to come, in order of attachment; so a region that finds its
 //! place taken, or lies outside of the windows above it, is decoded nowhere and tried again at the next change.
-//! Lock order: function → tree → bus map. The tree never locks a function.
+//! Doorbells follow the BARs that they are in. Lock order: function → tree → bus map, doorbells. The tree never locks a
+//! function.
 
 use crate::address::Devfn;
 use crate::config::{BridgeState, Decoded, Space};
@@ -12,7 +13,7 @@ use crate::core_state::PciFunction;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use device::{Bus, Device, RegionId};
+use device::{Bus, Device, Doorbell, RegionId, Register};
 use sync::Mutex;
 
 /// Where the machine lets PCI functions decode; inclusive ranges.
@@ -80,6 +81,18 @@ struct Node {
     decoded: Vec<Decoded>,
     mapped: Vec<(Decoded, RegionId)>,
     bridge: Option<BridgeState>,
+    doorbells: Vec<(Register, Arc<dyn Doorbell>)>,
+}
+
+impl Node {
+    /// The doorbells of BAR `bar`, which begins at `base` now, or is nowhere.
+    fn place_doorbells(&self, bar: u8, base: Option<u64>) {
+        for (register, doorbell) in &self.doorbells {
+            if register.region == usize::from(bar) {
+                doorbell.set_place(base.map(|base| base + register.offset));
+            }
+        }
+    }
 }
 
 /// A slot keeps its number for ever, so that a stale id finds nothing.
@@ -115,6 +128,7 @@ impl Topology {
         devfn: Devfn,
         function: Arc<Mutex<F>>,
     ) -> Result<FunctionId, AttachError> {
+        let doorbells = function.lock().core().doorbells().to_vec();
         let mut nodes = self.nodes.lock();
         if let Parent::Bridge(bridge) = parent {
             let is_bridge = nodes.get(bridge.0).and_then(Option::as_ref).is_some_and(|n| n.bridge.is_some());
@@ -128,7 +142,16 @@ impl Topology {
         let id = nodes.len();
         let (shared, device): (SharedFunction, Arc<Mutex<dyn Device>>) = (function.clone(), function.clone());
         let (decoded, mapped) = (Vec::new(), Vec::new());
-        nodes.push(Some(Node { parent, devfn, function: shared, device, decoded, mapped, bridge: None }));
+        nodes.push(Some(Node {
+            parent,
+            devfn,
+            function: shared,
+            device,
+            decoded,
+            mapped,
+            bridge: None,
+            doorbells,
+        }));
         drop(nodes);
         function.lock().core_mut().set_place(Place { topology: Arc::downgrade(self), id });
         Ok(FunctionId(id))
@@ -142,6 +165,7 @@ impl Topology {
         while let Some(index) = doomed.pop() {
             let Some(node) = nodes.get_mut(index).and_then(Option::take) else { continue };
             for (decoded, region) in &node.mapped {
+                node.place_doorbells(decoded.bar, None);
                 if let Some(bus) = self.bus(decoded.space) {
                     bus.remove(*region);
                 }
@@ -212,13 +236,15 @@ impl Topology {
         let wanted: Vec<Vec<Decoded>> = nodes.iter().map(|n| self.admitted(nodes, n.as_ref())).collect();
         for (node, wanted) in nodes.iter_mut().zip(&wanted) {
             let Some(node) = node else { continue };
-            node.mapped.retain(|(decoded, region)| {
-                let stays = wanted.contains(decoded);
-                if !stays && let Some(bus) = self.bus(decoded.space) {
-                    bus.remove(*region);
+            let (stay, leave) =
+                core::mem::take(&mut node.mapped).into_iter().partition(|(d, _)| wanted.contains(d));
+            node.mapped = stay;
+            for (decoded, region) in leave {
+                node.place_doorbells(decoded.bar, None);
+                if let Some(bus) = self.bus(decoded.space) {
+                    bus.remove(region);
                 }
-                stays
-            });
+            }
         }
         for (node, wanted) in nodes.iter_mut().zip(wanted) {
             let Some(node) = node else { continue };
@@ -231,7 +257,10 @@ impl Topology {
                 let region =
                     self.bus(space).and_then(|bus| bus.insert(base, bytes, device, usize::from(bar)).ok());
                 match region {
-                    Some(region) => node.mapped.push((decoded, region)),
+                    Some(region) => {
+                        node.mapped.push((decoded, region));
+                        node.place_doorbells(bar, Some(base));
+                    }
                     None => self.count_unplaced(),
                 }
             }

@@ -15,12 +15,12 @@ use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::Bed;
 use crate::wire::{DiskSpec, VmSpec};
 use chipset::SerialOut;
-use device::Waker;
+use device::{Register, Waker};
 use guest_memory::HostSpan;
 use guest_time::{GuestClock, Timer};
 use host_io::ram::RamMapping;
 use host_io::serial::ConsoleSpec;
-use hypervisor::Wake;
+use hypervisor::{Bell, Wake};
 use machine::{DeviceSlot, HostError, HostServices, RequestQueue, SerialInput};
 use machine_spec::{HostKey, RamBacking, RamSpec};
 use rustix::rand::GetRandomFlags;
@@ -134,6 +134,9 @@ impl HostServices for Host {
     }
     fn timer(&self, slot: &DeviceSlot) -> Box<dyn Timer> {
         self.events.timer(slot)
+    }
+    fn bell(&self, slot: &DeviceSlot, register: Register) -> Option<Arc<dyn Bell>> {
+        self.events.bell(slot, register)
     }
     fn vcpu_wake(&self, id: u32) -> Arc<dyn Wake> {
         match self.beds.get(id as usize) {

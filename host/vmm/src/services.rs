@@ -2,12 +2,16 @@
 //!
 //! Called by: `machine::build`, through [`HostServices`]; the driver, when guest time stops and goes on.
 //!
-//! Invariant: a device is polled on the event loop's thread only, with no lock held.
+//! Invariant: a device is polled, and its doorbells are answered, on the event loop's thread only, with no lock held.
 
+use device::Register;
 use guest_time::{GuestClock, GuestNs, Timer};
 use host_io::clock::monotonic_ns;
-use host_io::event_loop::{EventLoopHandle, LoopTimer};
+use host_io::event_loop::{EventLoopHandle, FdWatch, LoopTimer, Readiness};
+use host_io::wake::WakeFd;
+use hypervisor::Bell;
 use machine::DeviceSlot;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Makes wakers and timers for devices.
@@ -38,6 +42,19 @@ impl DeviceEvents {
         let slot = slot.clone();
         let waker = self.events.waker(move || slot.poll());
         device::Waker::new(move || waker.wake())
+    }
+
+    /// A bell that has the register of the device in `slot` written; `None` if the host has no descriptors left.
+    pub fn bell(&self, slot: &DeviceSlot, register: Register) -> Option<Arc<dyn Bell>> {
+        let (slot, fd) = (slot.clone(), Arc::new(WakeFd::new().ok()?));
+        let readable = Readiness { readable: true, writable: false };
+        let rung = fd.clone();
+        let watch = self.events.watch(&*fd, readable, move |_| {
+            // Silent first: a ring that comes while the device looks is another one.
+            rung.clear();
+            slot.ring(register);
+        });
+        Some(Arc::new(EventBell { fd, _watch: watch.ok()? }))
     }
 
     /// A timer that polls the device in `slot`.
@@ -74,6 +91,18 @@ impl DeviceEvents {
 /// The lock, whatever happened to the thread that held it: what it guards is one plain value.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An eventfd that the event loop watches.
+struct EventBell {
+    fd: Arc<WakeFd>,
+    _watch: FdWatch,
+}
+
+impl Bell for EventBell {
+    fn descriptor(&self) -> i32 {
+        self.fd.as_fd().as_raw_fd()
+    }
 }
 
 /// A deadline in guest time on a timer of the host.
@@ -131,16 +160,26 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::task::Poll;
 
-    struct Probe(Sender<()>);
+    /// Says that it was polled, and where it was written to.
+    struct Probe(Sender<Option<Register>>);
+    impl IoHandler for Probe {
+        fn io_read(&mut self, _: usize, _: u64, _: &mut [u8]) -> Result<(), device::IoError> {
+            Err(device::IoError::Offset)
+        }
+        fn io_write(&mut self, region: usize, offset: u64, _: &[u8]) -> Result<(), device::IoError> {
+            let _ = self.0.send(Some(Register { region, offset }));
+            Ok(())
+        }
+    }
     impl Device for Probe {
         fn name(&self) -> &str {
             "probe"
         }
         fn as_io(&mut self) -> Option<&mut dyn IoHandler> {
-            None
+            Some(self)
         }
         fn poll(&mut self) {
-            let _ = self.0.send(());
+            let _ = self.0.send(None);
         }
         fn quiesce(&mut self) -> Poll<()> {
             Poll::Ready(())
@@ -157,7 +196,7 @@ mod tests {
 
     type Shared = Arc<sync::Mutex<dyn Device>>;
 
-    fn probe() -> (DeviceSlot, Shared, Receiver<()>) {
+    fn probe() -> (DeviceSlot, Shared, Receiver<Option<Register>>) {
         let (polled, receiver) = channel();
         let device: Shared = Arc::new(sync::Mutex::new(Probe(polled)));
         let slot = DeviceSlot::new();
@@ -197,5 +236,32 @@ mod tests {
         drop(device);
         waker.wake();
         assert!(polled.recv().is_err(), "the device's end is dropped without a message");
+    }
+
+    #[test]
+    fn a_bell_writes_to_its_register_until_it_is_gone() {
+        let events = EventLoop::start("test").unwrap();
+        let host = DeviceEvents::new(events.handle(), GuestClock::new(Box::new(HostClock)));
+        let (slot, _device, written) = probe();
+        let register = Register { region: 2, offset: 0x3004 };
+        let bell = host.bell(&slot, register).unwrap();
+        // As the kernel does it.
+        let ring = std::fs::File::from(duplicate(bell.descriptor()));
+        for _ in 0..3 {
+            std::io::Write::write_all(&mut &ring, &1u64.to_ne_bytes()).unwrap();
+            assert_eq!(written.recv().unwrap(), Some(register));
+        }
+        drop(bell);
+        std::io::Write::write_all(&mut &ring, &1u64.to_ne_bytes()).unwrap();
+        let later = host.waker(&slot);
+        later.wake();
+        assert_eq!(written.recv().unwrap(), None, "it still rings");
+    }
+
+    /// The kernel's own reference to what a number names.
+    fn duplicate(descriptor: i32) -> std::os::fd::OwnedFd {
+        use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+        let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        pidfd_getfd(own, descriptor, PidfdGetfdFlags::empty()).unwrap()
     }
 }

@@ -10,10 +10,10 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use chipset::{SerialOut, Uart16550};
 use core::ops::Range;
-use device::{Device, Waker};
+use device::{Device, Register, Waker};
 use guest_memory::HostSpan;
 use guest_time::{GuestClock, Timer};
-use hypervisor::Wake;
+use hypervisor::{Bell, Wake};
 use machine_spec::{HostKey, RamSpec};
 use sync::{Mutex, Once};
 use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
@@ -31,6 +31,12 @@ pub trait HostServices: Send + Sync {
     fn waker(&self, slot: &DeviceSlot) -> Waker;
     /// A timer that has [`DeviceSlot::poll`] called when it expires.
     fn timer(&self, slot: &DeviceSlot) -> Box<dyn Timer>;
+    /// A bell that has [`DeviceSlot::ring`] called soon for `register`, on a thread that holds no lock; `None`: this
+    /// ground has none.
+    fn bell(&self, slot: &DeviceSlot, register: Register) -> Option<Arc<dyn Bell>> {
+        let _ = (slot, register);
+        None
+    }
     /// What makes vCPU `id`'s thread go on when it is halted.
     fn vcpu_wake(&self, id: u32) -> Arc<dyn Wake>;
 
@@ -81,6 +87,16 @@ impl DeviceSlot {
     pub fn poll(&self) {
         if let Some(device) = self.0.get().and_then(Weak::upgrade) {
             device.lock().poll();
+        }
+    }
+    /// The doorbell of `register` rang: writes to it in place of the vCPU that did not stop for it. Takes the device's
+    /// lock.
+    pub fn ring(&self, register: Register) {
+        if let Some(device) = self.0.get().and_then(Weak::upgrade)
+            && let Some(io) = device.lock().as_io()
+        {
+            // What the device has no register for is dropped, as on the bus.
+            let _ = io.io_write(register.region, register.offset, &[0; 2]);
         }
     }
 }

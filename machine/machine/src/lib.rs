@@ -6,7 +6,7 @@
 //! - [`lifecycle`]: what a machine is doing and what it may do next; a queue of requests.
 //! - [`requests`]: the queue through which everybody asks.
 //! - [`saved_vm`]: the format of a saved VM.
-//! - `switch`: the partition at present; `moving`: how a running machine gets another one.
+//! - `switch`: the partition at present; `doorbells`: notification registers that its engine takes; `moving`: how a running machine gets another one.
 //! - [`host`]: what a machine needs from the ground it stands on.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ pub mod boot;
 pub mod build;
 mod cpu_model;
 mod devices;
+mod doorbells;
 pub mod host;
 mod interrupts;
 mod io;

@@ -2,29 +2,37 @@
 //!
 //! Called by: devices and controllers (through [`IrqSink`], [`MsiSink`] and their routes), the machine (everything else).
 //!
-//! Invariants: what was told to the engine and outlives a message (routes, pins, the 8259's line) is remembered here and
-//! told to the next one; it is replaced only while vCPUs are parked and devices are quiet.
+//! Invariants: what was told to the engine and outlives a message (routes, pins, the 8259's line, doorbells) is remembered
+//! here and told to the next one; it is replaced only while vCPUs are parked and devices are quiet.
 //!
 //! Lock order: a route, or the pins → the partition's.
 
+use crate::doorbells::MachineDoorbell;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use hypervisor::{EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, Trigger};
+use device::Doorbell;
+use hypervisor::{Bell, Doorbells, EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, Trigger};
 use sync::{Mutex, RwLock};
 
 struct Current {
     partition: Arc<dyn Partition>,
     irq: Arc<dyn IrqSink>,
     msi: Arc<dyn MsiSink>,
+    doorbells: Option<Arc<dyn Doorbells>>,
 }
 
 impl Current {
     fn new(partition: Box<dyn Partition>) -> Self {
         let partition: Arc<dyn Partition> = partition.into();
-        Self { irq: partition.irq_sink(), msi: partition.msi_sink(), partition }
+        Self {
+            irq: partition.irq_sink(),
+            msi: partition.msi_sink(),
+            doorbells: partition.doorbells(),
+            partition,
+        }
     }
 }
 
@@ -37,6 +45,7 @@ pub struct Switch {
     pins: Mutex<BTreeMap<u32, Pin>>,
     pic_line: AtomicBool,
     routes: Mutex<Vec<Weak<Route>>>,
+    bells: Mutex<Vec<Weak<MachineDoorbell>>>,
 }
 
 impl Switch {
@@ -47,6 +56,7 @@ impl Switch {
             pins: Mutex::default(),
             pic_line: AtomicBool::new(false),
             routes: Mutex::default(),
+            bells: Mutex::default(),
         })
     }
 
@@ -69,12 +79,22 @@ impl Switch {
         Arc::new(Sinks(self.clone()))
     }
 
+    /// The engine's doorbells, if it has any.
+    pub fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        self.current.read().doorbells.clone()
+    }
+
+    /// A doorbell that whichever engine there is rings `bell` for.
+    pub fn add(self: &Arc<Self>, bell: Arc<dyn Bell>) -> Arc<dyn Doorbell> {
+        let doorbell = MachineDoorbell::new(self, bell);
+        live(&mut self.bells.lock()).push(Arc::downgrade(&doorbell));
+        doorbell
+    }
+
     /// From now on `partition`; on an error all is as before.
     pub fn replace(&self, partition: Box<dyn Partition>) -> Result<(), EngineError> {
         let next = Current::new(partition);
-        let mut routes = self.routes.lock();
-        routes.retain(|route| route.strong_count() > 0);
-        let routes: Vec<_> = routes.iter().filter_map(Weak::upgrade).collect();
+        let routes: Vec<_> = self.routes.lock().iter().filter_map(Weak::upgrade).collect();
         let renewed = routes.iter().map(|_| next.msi.route()).collect::<Result<Vec<_>, _>>()?;
         for (route, renewed) in routes.iter().zip(renewed) {
             let mut state = route.0.lock();
@@ -88,9 +108,18 @@ impl Switch {
             next.irq.set_ioapic_route(*pin, *msi, *trigger);
         }
         next.irq.pic_line_changed(self.pic_line.load(Ordering::SeqCst));
+        for bell in self.bells.lock().iter().filter_map(Weak::upgrade) {
+            bell.attach_to(next.doorbells.as_deref());
+        }
         *self.current.write() = next;
         Ok(())
     }
+}
+
+/// Those that somebody still has.
+fn live<T>(all: &mut Vec<Weak<T>>) -> &mut Vec<Weak<T>> {
+    all.retain(|one| one.strong_count() > 0);
+    all
 }
 
 struct Sinks(Arc<Switch>);
@@ -113,9 +142,7 @@ impl MsiSink for Sinks {
     fn route(&self) -> Result<Box<dyn MsiRoute>, EngineError> {
         let route = self.0.current.read().msi.route()?;
         let route = Arc::new(Route(Mutex::new(RouteState { route, msi: None, masked: true })));
-        let mut routes = self.0.routes.lock();
-        routes.retain(|route| route.strong_count() > 0);
-        routes.push(Arc::downgrade(&route));
+        live(&mut self.0.routes.lock()).push(Arc::downgrade(&route));
         Ok(Box::new(Handle(route)))
     }
 }

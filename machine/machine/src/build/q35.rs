@@ -40,6 +40,8 @@ pub struct Board {
     pub(crate) pirq: PirqLines,
     pub(crate) msi: Arc<dyn MsiSink>,
     pub(crate) messages: Arc<dyn MessageSink>,
+    /// Where doorbells come from.
+    pub(crate) doorbells: Arc<Switch>,
     pub(crate) topology: Arc<Topology>,
     pub(crate) devices: Devices,
     /// Taken PCI slots.
@@ -77,6 +79,7 @@ impl Board {
             pirq,
             msi,
             messages: engine,
+            doorbells: partition.clone(),
             topology,
             devices,
             slots,

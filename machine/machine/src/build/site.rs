@@ -11,7 +11,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use chipset::MessageSink;
-use device::{Device, IrqLine, RegionId, Waker};
+use device::{Device, Doorbell, IrqLine, RegionId, Register, Waker};
 use guest_memory::DmaSpace;
 use guest_time::{GuestClock, Timer};
 use hypervisor::MsiSink;
@@ -91,6 +91,12 @@ impl<'b> Site<'b> {
     /// Where the function's MSI routes come from.
     pub fn msi(&self) -> &dyn MsiSink {
         &*self.board.msi
+    }
+
+    /// A doorbell for a register of the device that will be placed, if the ground has bells.
+    pub fn doorbell(&self, register: Register) -> Option<Arc<dyn Doorbell>> {
+        let bell = self.host.bell(&self.slot, register)?;
+        Some(self.board.doorbells.add(bell))
     }
 
     /// Puts `device` on the board; its regions are numbered in the order given.

@@ -4,6 +4,7 @@ use super::BuildError;
 use super::site::Site;
 use alloc::boxed::Box;
 use machine_spec::PciSlot;
+use pci::PciFunction;
 use virtio::VirtioDevice;
 use virtio::transport::pci::{VirtioPci, VirtioPciConfig};
 
@@ -22,7 +23,12 @@ pub fn place(
         waker: site.waker(),
         on_root_bus: at.bus == 0,
     };
-    let function = VirtioPci::new(device, config, site.msi())?;
+    let mut function = VirtioPci::new(device, config, site.msi())?;
+    for register in function.notification_registers() {
+        if let Some(doorbell) = site.doorbell(register) {
+            function.core_mut().add_doorbell(register, doorbell);
+        }
+    }
     site.attach(function, at)?;
     *slot = Some(at);
     Ok(())

@@ -1,12 +1,12 @@
 //! A hypervisor whose vCPUs play a list of accesses instead of executing instructions.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypervisor::{
-    Capabilities, EngineError, Gpa, Hypervisor, IrqSink, Kick, Kicker, Msi, MsiRoute, MsiSink, Partition,
-    PartitionLayout, Statistics, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
+    Bell, Capabilities, Doorbells, EngineError, Gpa, Hypervisor, IrqSink, Kick, Kicker, Msi, MsiRoute,
+    MsiSink, Partition, PartitionLayout, Statistics, Trigger, Vcpu, VcpuExit, VcpuIo, VcpuState, Wake,
 };
 use saved_state::{RestoreError, StateBlob};
 use sync::Mutex;
@@ -53,6 +53,7 @@ struct Shared {
     heard: Mutex<Heard>,
     steps: Mutex<VecDeque<Step>>,
     played: Mutex<Played>,
+    bells: Mutex<BTreeMap<u64, i32>>,
 }
 
 /// See the module's header. Clones are the same engine.
@@ -71,6 +72,10 @@ impl ScriptEngine {
     /// Messages that arrived since the last call.
     pub fn take_messages(&self) -> Vec<Msi> {
         core::mem::take(&mut self.0.heard.lock().messages)
+    }
+    /// Bells by their addresses.
+    pub fn bells(&self) -> BTreeMap<u64, i32> {
+        self.0.bells.lock().clone()
     }
     /// Level of the 8259's INTR.
     pub fn pic_level(&self) -> bool {
@@ -103,6 +108,9 @@ impl Partition for ScriptEngine {
     fn msi_sink(&self) -> Arc<dyn MsiSink> {
         Arc::new(self.clone())
     }
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        Some(Arc::new(self.clone()))
+    }
     fn save(&self) -> Result<Vec<StateBlob>, EngineError> {
         Ok(Vec::new())
     }
@@ -112,6 +120,19 @@ impl Partition for ScriptEngine {
     fn reset(&self) {}
     fn statistics(&self) -> Statistics {
         Statistics::default()
+    }
+}
+
+impl Doorbells for ScriptEngine {
+    fn attach(&self, at: Gpa, bell: &dyn Bell) -> Result<(), EngineError> {
+        match self.0.bells.lock().insert(at.0, bell.descriptor()) {
+            None => Ok(()),
+            Some(_) => Err(EngineError::Exhausted("room at this address")),
+        }
+    }
+    fn detach(&self, at: Gpa, bell: &dyn Bell) {
+        let was = self.0.bells.lock().remove(&at.0);
+        assert_eq!(was, Some(bell.descriptor()), "another bell stands at {at}");
     }
 }
 

@@ -11,11 +11,11 @@ use alloc::vec::Vec;
 use chipset::SerialOut;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use device::Waker;
+use device::{Register, Waker};
 use guest_memory::{GuestRam, HostSpan};
 use guest_time::manual::ManualTime;
 use guest_time::{GuestClock, GuestNs, HostTime, Timer};
-use hypervisor::{Kicker, Wake};
+use hypervisor::{Bell, Kicker, Wake};
 use machine_spec::{HostKey, RamSpec};
 use sync::{Mutex, Once};
 use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
@@ -32,6 +32,7 @@ type Deadline = Arc<Mutex<Option<GuestNs>>>;
 struct Shared {
     pending: Mutex<VecDeque<DeviceSlot>>,
     timers: Mutex<Vec<(Deadline, DeviceSlot)>>,
+    bells: Mutex<Vec<(DeviceSlot, Register)>>,
     ends: Ends,
     ram: Once<GuestRam>,
     kernel: Mutex<Vec<u8>>,
@@ -114,6 +115,13 @@ impl TestHost {
     pub fn lack(&self, key: &str) {
         *self.shared.missing.lock() = Some(key.into());
     }
+    /// Rings the bell of this number.
+    pub fn ring(&self, descriptor: i32) {
+        let bell = self.shared.bells.lock().get(descriptor as usize).cloned();
+        if let Some((slot, register)) = bell {
+            slot.ring(register);
+        }
+    }
     /// What the guest wrote to its serial ports.
     pub fn serial_output(&self) -> Vec<u8> {
         self.shared.ends.serial_output()
@@ -164,6 +172,14 @@ fn take_due((at, slot): &(Deadline, DeviceSlot), now: GuestNs) -> Option<DeviceS
     due.then(|| slot.clone())
 }
 
+struct TestBell(i32);
+
+impl Bell for TestBell {
+    fn descriptor(&self) -> i32 {
+        self.0
+    }
+}
+
 struct NoWake;
 
 impl Wake for NoWake {
@@ -182,6 +198,11 @@ impl HostServices for TestHost {
                 shared.pending.lock().push_back(slot.clone());
             }
         })
+    }
+    fn bell(&self, slot: &DeviceSlot, register: Register) -> Option<Arc<dyn Bell>> {
+        let mut bells = self.shared.bells.lock();
+        bells.push((slot.clone(), register));
+        Some(Arc::new(TestBell(bells.len() as i32 - 1)))
     }
     fn timer(&self, slot: &DeviceSlot) -> Box<dyn Timer> {
         let at = Arc::new(Mutex::new(None));

@@ -28,7 +28,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use common_config::CommonConfig;
 use core::task::Poll;
-use device::{Device, IoError, IoHandler, IrqLine, RestoreError, StateBlob, Unsavable, Waker};
+use device::{Device, IoError, IoHandler, IrqLine, Register, RestoreError, StateBlob, Unsavable, Waker};
 use guest_memory::DmaSpace;
 use hypervisor::{EngineError, MsiSink};
 use layout::window;
@@ -89,6 +89,13 @@ impl VirtioPci {
         let common = CommonConfig::new(&sizes);
         let (runners, resetting, quiesced) = (Vec::new(), false, false);
         Ok(Self { name, core, window, device, dma, waker, signals, common, runners, resetting, quiesced })
+    }
+
+    /// The notification register of each queue, by number. What is written there does not matter: they may have doorbells.
+    pub fn notification_registers(&self) -> impl Iterator<Item = Register> + use<> {
+        let offset = |queue: u64| layout::NOTIFY + queue * u64::from(layout::NOTIFY_MULTIPLIER);
+        let region = usize::from(layout::STRUCTURES_BAR);
+        (0..self.common.queues.len() as u64).map(move |queue| Register { region, offset: offset(queue) })
     }
 
     /// Everything that may be negotiated.
