@@ -118,7 +118,8 @@ fn mips(messages: &str) -> Option<f64> {
     before.rsplit(|c: char| !c.is_ascii_digit() && c != '.').next()?.parse().ok()
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+/// Of what was measured.
+pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -30,11 +30,14 @@ use guest_catalog::cpio::CpioWriter;
 
 /// The guest of the catalogue whose kernel the laboratory runs on.
 pub const GROUND: &str = "kvm-lab";
-/// The CPU model that QEMU's processor, KVM and the interpreter can all give. Without XSAVE: QEMU 7.2 does not intercept
-/// XSETBV, so that KVM never learns of the guest's XCR0.
+/// The CPU model that QEMU's processor, KVM and the interpreter can all give. Without XSAVE: it seems that QEMU 7.2
+/// does not intercept XSETBV, so that KVM never learns of the guest's XCR0.
 pub const CPU_MODEL: &str = "x86-64-v3,-vme,-invtsc,-xsave";
 /// The line in the log that says that KVM is there.
 pub const READY: &str = "LAB-READY";
+
+/// Opens the session's input and output as descriptor 3, its messages as 4.
+pub const OPEN_PORTS: &str = "exec 3<>\"$(port bedplate.console)\" 4>\"$(port bedplate.messages)\"\n";
 
 /// RAM that the laboratory needs besides its guest's.
 pub const OWN_MEMORY_MIB: u32 = 768;
@@ -93,9 +96,28 @@ pub struct Session {
     pub cpus: u32,
     /// RAM.
     pub memory_mib: u32,
+    /// Files of the host that are in the laboratory's own RAM, each at its path.
+    pub files: Vec<PathBuf>,
+    /// Time in the laboratory is the count of its instructions: one for each nanosecond, and for each tick of its TSC.
+    pub counts_instructions: bool,
 }
 
 impl Session {
+    /// Runs `script`, which has the whole terminal or uses the ports itself.
+    pub fn script(script: String, ends: Ends) -> Self {
+        Self {
+            script,
+            shares: Vec::new(),
+            ports: Vec::new(),
+            relays: Vec::new(),
+            ends,
+            cpus: 2,
+            memory_mib: 512 + OWN_MEMORY_MIB,
+            files: Vec::new(),
+            counts_instructions: false,
+        }
+    }
+
     /// Runs `commands` as long as each ends well, their standard input, output and error being the session's.
     pub fn of(commands: &[Command]) -> Self {
         let line = |command: &Command| {
@@ -103,19 +125,7 @@ impl Session {
             format!("{} <&3 >&3 2>&4 3>&- 4>&-", quoted(&words))
         };
         let lines: Vec<_> = commands.iter().map(line).collect();
-        let script = format!(
-            "exec 3<>\"$(port bedplate.console)\" 4>\"$(port bedplate.messages)\"\n{}\n",
-            lines.join(" &&\n")
-        );
-        Self {
-            script,
-            shares: Vec::new(),
-            ports: Vec::new(),
-            relays: Vec::new(),
-            ends: Ends::Pipes,
-            cpus: 2,
-            memory_mib: 512 + OWN_MEMORY_MIB,
-        }
+        Self::script(format!("{OPEN_PORTS}{}\n", lines.join(" &&\n")), Ends::Pipes)
     }
 
     /// Shares the folder of `file`.
@@ -147,6 +157,11 @@ impl Folder {
         self.0.join("control")
     }
 
+    /// What QEMU notes about resets of its processors: how a laboratory ends that triple-faults.
+    pub fn resets(&self) -> PathBuf {
+        self.0.join("resets.log")
+    }
+
     fn initrd(&self) -> PathBuf {
         self.0.join("lab.cpio")
     }
@@ -162,12 +177,18 @@ impl Lab {
         session.share_folder_of(&self.bedplate, false);
         fs::write(folder.initrd(), self.initrd(&session)?)?;
         let mut command = Command::new(&self.qemu);
-        command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-nodefaults"]);
+        command.args(["-M", "q35", "-cpu", "max", "-nodefaults", "-accel"]);
+        if session.counts_instructions {
+            command.args(["tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+        } else {
+            command.arg("tcg,thread=multi");
+        }
         command.args(["-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(["-smp", &session.cpus.to_string(), "-m", &session.memory_mib.to_string()]);
         command.arg("-kernel").arg(&self.ground.kernel).arg("-initrd").arg(folder.initrd());
         command.args(["-append", APPEND, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
         command.args(["-device", "virtio-serial-pci", "-device", "virtio-rng-pci"]);
+        command.args(["-d", "cpu_reset", "-D", &text(&folder.resets())?]);
         let log = folder.log();
         match session.ends {
             Ends::Pipes => {
@@ -206,6 +227,9 @@ impl Lab {
         cpio.directory("lab")?;
         cpio.executable("lab/init", INIT.as_bytes())?;
         cpio.symlink("lab/bedplate", &text(&self.bedplate)?)?;
+        for file in &session.files {
+            add(&mut cpio, file)?;
+        }
         let mut script = String::new();
         for port in &session.relays {
             script.push_str(&format!("nc -ll -p {port} -e nc {HOST} {port} &\n"));
@@ -221,6 +245,16 @@ impl Lab {
         cpio.file("lab/shares", shares.as_bytes())?;
         cpio.finish()
     }
+}
+
+/// Adds `file` and the folders above it.
+fn add(cpio: &mut CpioWriter<Vec<u8>>, file: &Path) -> io::Result<()> {
+    let path = text(file)?;
+    let path = path.trim_start_matches('/');
+    for (at, _) in path.match_indices('/') {
+        cpio.directory(&path[..at])?;
+    }
+    cpio.executable(path, &fs::read(file)?)
 }
 
 /// How the session ended, from QEMU's exit status; `None`: QEMU ended otherwise.

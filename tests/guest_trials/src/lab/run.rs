@@ -14,6 +14,8 @@ use crate::stage::Failure;
 const STATUS: &str = "LAB-STATUS ";
 /// The most that a command may say.
 const MAX_BYTES: u64 = 1 << 20;
+/// QEMU's words, followed by the processors' states (`-d cpu_reset`).
+const TRIPLE_FAULT: &str = "Triple fault";
 /// How much of the log an error shows.
 const TAIL_BYTES: usize = 1500;
 
@@ -61,10 +63,17 @@ impl Run {
         qemu.code().and_then(status_of).ok_or_else(ended)
     }
 
-    /// What the laboratory's own console showed.
+    /// What the laboratory's own console showed, and whether its processor came to its end.
     pub fn log(&self) -> String {
-        std::fs::read(self.folder().log())
-            .map_or(String::new(), |log| String::from_utf8_lossy(&log).into_owned())
+        let text = |path| {
+            std::fs::read(path).map_or(String::new(), |log| String::from_utf8_lossy(&log).into_owned())
+        };
+        let mut log = text(self.folder().log());
+        if let Some((_, state)) = text(self.folder().resets()).split_once(TRIPLE_FAULT) {
+            let state: String = state.chars().take(TAIL_BYTES / 2).collect();
+            log.push_str(&format!("\nThe laboratory itself came to a triple fault: {state}"));
+        }
+        log
     }
 
     fn tail(&self) -> String {

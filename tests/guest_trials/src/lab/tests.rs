@@ -65,6 +65,24 @@ fn qemu_is_told_of_folders_ports_and_ends() {
 }
 
 #[test]
+fn files_of_the_host_are_in_the_initrd_below_their_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Folder(folder.path().to_path_buf());
+    let file = folder.path().join("payload.elf");
+    fs::write(&file, b"elf").unwrap();
+    let session = Session { files: vec![file.clone()], counts_instructions: true, ..session() };
+    let command = lab(folder.path()).command(&session, &place).unwrap();
+    assert!(command.get_args().any(|word| word == "shift=0,sleep=off"));
+    let archive = fs::read(place.initrd()).unwrap();
+    let entries = guest_catalog::cpio::entries(&archive[ARCHIVE_ALIGN..]).unwrap();
+    let at = |path: &Path| {
+        let name = path.to_str().unwrap().trim_start_matches('/');
+        entries.iter().position(|entry| entry.path == name).unwrap()
+    };
+    assert!(at(folder.path()) < at(&file) && entries[at(&file)].data == b"elf");
+}
+
+#[test]
 fn a_second_command_follows_one_that_ended_well() {
     let script = Session::of(&[Command::new("one"), Command::new("two")]).script;
     assert!(script.ends_with("'one' <&3 >&3 2>&4 3>&- 4>&- &&\n'two' <&3 >&3 2>&4 3>&- 4>&-\n"), "{script}");

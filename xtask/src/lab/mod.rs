@@ -1,8 +1,11 @@
 //! `cargo xtask lab`: Bedplate on a real KVM, without a processor that has virtualization. See `guest_trials::lab`.
 
+mod costs;
+mod native_start;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -18,6 +21,8 @@ use crate::{setup, trials, workspace};
 pub enum LabTask {
     /// Boot a guest with --engine kvm on AMD's KVM under QEMU; a verdict, and the log in target/lab.
     Kvm(KvmOptions),
+    /// Count what port, MMIO and disk accesses cost beside QEMU on the same KVM; start and memory of the VMM.
+    Costs(costs::CostsOptions),
 }
 
 #[derive(Debug, Args)]
@@ -46,7 +51,10 @@ pub struct KvmOptions {
 }
 
 pub fn run(task: &LabTask) -> Result<()> {
-    let LabTask::Kvm(options) = task;
+    let options = match task {
+        LabTask::Kvm(options) => options,
+        LabTask::Costs(options) => return costs::run(options),
+    };
     if options.tests {
         return tests(options);
     }
@@ -130,30 +138,36 @@ fn tests(options: &KvmOptions) -> Result<()> {
         let (mut qemu, run) = Run::prepare(&laboratory(program.clone())?, &Session::of(&[command]))?;
         // The port's input stays open as long as somebody could write.
         let mut child = qemu.stdin(Stdio::piped()).spawn().context("cannot run QEMU")?;
-        let deadline = Instant::now() + Duration::from_secs(options.limit);
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            if Instant::now() >= deadline {
-                child.kill()?;
-                child.wait()?;
-                bail!(
-                    "the tests did not end within {} s (--limit); the laboratory said:\n{}",
-                    options.limit,
-                    run.log()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        };
-        match run.status(status) {
-            Ok(0) => {}
-            Ok(code) => bail!("{} ended with code {code}", program.display()),
-            Err(failure) => bail!("{failure}"),
-        }
+        finish(&run, &mut child, Duration::from_secs(options.limit))
+            .with_context(|| format!("{}", program.display()))?;
     }
     eprintln!("passed: {} test programs of cpu_kvm on KVM", programs.len());
     Ok(())
+}
+
+/// Waits for a session's end, which must be good.
+fn finish(run: &Run, qemu: &mut Child, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = qemu.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            qemu.kill()?;
+            qemu.wait()?;
+            bail!(
+                "it did not end within {} s (--limit); the laboratory said:\n{}",
+                limit.as_secs(),
+                run.log()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    match run.status(status) {
+        Ok(0) => Ok(()),
+        Ok(code) => bail!("the session ended with code {code}"),
+        Err(failure) => bail!("{failure}"),
+    }
 }
 
 fn shell(vmm: &Vmm, options: &KvmOptions) -> Result<()> {
@@ -171,7 +185,7 @@ fn shell(vmm: &Vmm, options: &KvmOptions) -> Result<()> {
         "echo; echo 'To boot {}: sh /tmp/guest'; echo \"{line}\" > /tmp/guest\nsetsid cttyhack sh\n",
         guest.guest
     );
-    let mut session = Session { script, ends: Ends::Terminal, ..Session::of(&[]) };
+    let mut session = Session::script(script, Ends::Terminal);
     session.share(&guest.folder, false);
     let folder = workspace::target_folder()?.join("lab");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
