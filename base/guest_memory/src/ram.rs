@@ -330,13 +330,39 @@ impl GuestRam {
         if len == 0 {
             return;
         }
-        let Some(listener) = self.inner.listener.read().clone() else { return };
         for page in offset >> 12..=(offset + len - 1) >> 12 {
-            let tracks = self.tracks(page);
-            if tracks != 0 {
+            let tracks = self.note_page(page);
+            if tracks != 0
+                && let Some(listener) = self.inner.listener.read().clone()
+            {
                 listener.page_written(page, tracks);
             }
         }
+    }
+    /// Page `page` was written: a log of writes hears of it. Gives what else it is tracked for.
+    pub fn note_page(&self, page: u64) -> u8 {
+        let tracks = self.tracks(page);
+        if tracks & Track::Clean as u8 != 0 {
+            self.untrack(page, Track::Clean);
+        }
+        tracks & !(Track::Clean as u8)
+    }
+
+    /// Starts a log of what software writes, vCPUs of software engines and DMA: all pages are clean. There is one.
+    pub fn start_log(&self) {
+        (0..self.pages()).for_each(|page| _ = self.track(page, Track::Clean));
+    }
+    /// Ends it.
+    pub fn stop_log(&self) {
+        (0..self.pages()).for_each(|page| _ = self.untrack(page, Track::Clean));
+    }
+    /// Tells `written` of each page that was written since it started or this was called, and makes them clean.
+    pub fn take_log(&self, mut written: impl FnMut(u64)) {
+        (0..self.pages()).filter(|page| self.track(*page, Track::Clean)).for_each(&mut written);
+    }
+    /// Pages in the span.
+    pub fn pages(&self) -> u64 {
+        self.inner.tracks.len() as u64
     }
 }
 
@@ -403,6 +429,24 @@ mod tests {
         assert_eq!(ram.load::<u64>(0xFF9), 0x1122_3344_0000_0001);
         assert_eq!(ram.compare_exchange_16(0x10, 0, 5 << 64 | 3), 0);
         assert_eq!(ram.compare_exchange_16(0x10, 0, 1), 5 << 64 | 3);
+    }
+
+    #[test]
+    fn written_pages_are_logged_once() {
+        let ram = GuestRam::for_test(0x4000);
+        let taken = || {
+            let mut pages = Vec::new();
+            ram.take_log(|page| pages.push(page));
+            pages
+        };
+        ram.start_log();
+        ram.note_write(0x1FFF, 2);
+        ram.note_write(0x1000, 1);
+        ram.track(3, Track::Code);
+        assert_eq!(ram.note_page(3), Track::Code as u8);
+        assert_eq!((taken(), taken()), (alloc::vec![1, 2, 3], Vec::new()));
+        ram.stop_log();
+        assert_eq!((ram.tracks(1), ram.tracks(3)), (0, Track::Code as u8));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! [`KvmHypervisor`]: what this host's KVM can give.
 
 use crate::cpuid;
+use crate::dirty_log::ring;
 use crate::ioctls::error;
-use crate::partition::{KvmPartition, Log};
+use crate::partition::{KvmPartition, Options};
 use crate::probe::{Probe, probe};
 use hypervisor::{Capabilities, CpuModel, EngineError, Hypervisor, Partition, PartitionLayout};
 use kvm_ioctls::{Cap, Kvm};
@@ -56,7 +57,7 @@ pub struct KvmHypervisor {
     tsc_scaling: bool,
     tsc_khz: u32,
     probe: Once<Probe>,
-    log: Log,
+    options: Options,
 }
 
 impl KvmHypervisor {
@@ -79,7 +80,16 @@ impl KvmHypervisor {
     /// Tells `log` what people should know: once for each instruction that has to be completed.
     #[must_use]
     pub fn with_log(self, log: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { log: Arc::new(log), ..self }
+        Self { options: Options { log: Arc::new(log), ..self.options }, ..self }
+    }
+
+    /// Partitions log writes in a ring of `entries` for each vCPU (a power of two, at least 1024), not in bitmaps. Where
+    /// this KVM has none, it stays as it is. Not for a KVM whose probe found that it emulates the guest's kernel: that
+    /// writes on when a ring is full, and loses pages.
+    #[must_use]
+    pub fn with_dirty_ring(self, entries: u32) -> Self {
+        let dirty_ring = ring::is_there(&self.kvm).then_some(entries);
+        Self { options: Options { dirty_ring, ..self.options }, ..self }
     }
 
     /// Opens `/dev/kvm` and looks what it can do.
@@ -104,7 +114,8 @@ impl KvmHypervisor {
         let features = cpuid::features(&kvm).map_err(KvmUnavailable::Ask)?;
         let tsc_scaling = kvm.check_extension(Cap::TscControl);
         let tsc_khz = host_tsc_khz(&kvm).map_err(KvmUnavailable::Ask)?;
-        Ok(Self { kvm, features, tsc_scaling, tsc_khz, probe: Once::new(), log: Arc::new(|_| ()) })
+        let options = Options { log: Arc::new(|_| ()), dirty_ring: None };
+        Ok(Self { kvm, features, tsc_scaling, tsc_khz, probe: Once::new(), options })
     }
 }
 
@@ -146,7 +157,7 @@ impl Hypervisor for KvmHypervisor {
             )));
         }
         let scale = (!near).then_some(layout.tsc_khz);
-        let partition = KvmPartition::new(&self.kvm, layout, scale, self.log.clone()).map_err(host)?;
+        let partition = KvmPartition::new(&self.kvm, layout, scale, self.options.clone()).map_err(host)?;
         let (shared, probe) = (partition.shared(), self.probe());
         shared.sound.store(probe.cpuid_is_the_models, Ordering::Relaxed);
         shared.doubted.store(!probe.problems.is_empty(), Ordering::Relaxed);

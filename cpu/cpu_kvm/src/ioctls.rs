@@ -1,5 +1,6 @@
 //! System calls on KVM's files that `kvm-ioctls` lacks (api.rst, sections by name).
 
+use guest_memory::Region;
 use kvm_bindings::{kvm_device_attr, kvm_ioeventfd, kvm_run, kvm_sregs2};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::fs::File;
@@ -10,6 +11,7 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr};
 
 const KVMIO: u32 = 0xAE;
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
@@ -74,6 +76,12 @@ pub fn ioeventfd(vm: &VmFd, at: u64, bytes: u32, fd: i32, assign: bool) -> io::R
     answer(unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), &request) }).map(drop)
 }
 
+/// KVM_RESET_DIRTY_RINGS: entries that were taken are free again, their pages clean. Gives how many.
+pub fn reset_dirty_rings(vm: &VmFd) -> io::Result<i32> {
+    // SAFETY: the request takes no argument.
+    answer(unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) })
+}
+
 /// KVM_GET_STATS_FD of a vCPU.
 pub fn statistics_file(vcpu: &VcpuFd) -> io::Result<File> {
     // SAFETY: the request takes no argument; the result is a new file descriptor that nobody else has.
@@ -82,16 +90,16 @@ pub fn statistics_file(vcpu: &VcpuFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// Maps guest RAM into slot `slot`.
+/// Maps guest RAM into slot `slot`, or changes whether its writes are logged.
 ///
 /// # Safety
 /// The `bytes` at `host` stay mapped as long as `vm` exists, and no Rust reference to them is ever made.
-pub unsafe fn map_ram(vm: &VmFd, slot: u32, gpa: u64, bytes: u64, host: *mut u8) -> io::Result<()> {
+pub unsafe fn map_ram(vm: &VmFd, slot: u32, region: &Region, host: *mut u8, log: bool) -> io::Result<()> {
     let region = kvm_bindings::kvm_userspace_memory_region {
         slot,
-        flags: 0,
-        guest_phys_addr: gpa,
-        memory_size: bytes,
+        flags: if log { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+        guest_phys_addr: region.gpa,
+        memory_size: region.bytes,
         userspace_addr: host as u64,
     };
     // SAFETY: the caller's promise.
@@ -119,6 +127,8 @@ pub enum Exit {
     ReadMsr(u32),
     /// WRMSR that KVM leaves to us.
     WriteMsr(u32, u64),
+    /// The vCPU's dirty ring is full.
+    DirtyRingFull,
     /// Shutdown of the processor.
     Shutdown,
     /// KVM cannot emulate the instruction at RIP.
@@ -160,6 +170,7 @@ pub fn exit(run: &kvm_run) -> Exit {
             k::KVM_EXIT_IOAPIC_EOI => Exit::Eoi(fields.eoi.vector),
             k::KVM_EXIT_X86_RDMSR => Exit::ReadMsr(fields.msr.index),
             k::KVM_EXIT_X86_WRMSR => Exit::WriteMsr(fields.msr.index, fields.msr.data),
+            k::KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
             k::KVM_EXIT_SHUTDOWN => Exit::Shutdown,
             k::KVM_EXIT_INTERNAL_ERROR if fields.internal.suberror == SUBERROR_EMULATION => Exit::NotEmulated,
             k::KVM_EXIT_INTERNAL_ERROR => {

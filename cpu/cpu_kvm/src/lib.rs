@@ -1,7 +1,7 @@
 //! The `kvm` engine: runs a guest on the host's `/dev/kvm`.
 //!
 //! - `engine.rs`: [`KvmHypervisor`], what this host's KVM can give. `partition.rs`: memory, interrupts in.
-//!   `doorbells.rs`: writes that do not stop a vCPU.
+//!   `doorbells.rs`: writes that do not stop a vCPU. `dirty_log/`: which pages were written.
 //! - `probe.rs`: whether this KVM runs real guests.
 //! - `vcpu.rs`: the loop of a vCPU: KVM_RUN, and what it returns for. `kick.rs`: how others stop it.
 //! - `state/`: to and from `VcpuState`, part by part; the order of a restore stands in `state/mod.rs`.
@@ -15,6 +15,7 @@
 
 mod complete;
 mod cpuid;
+mod dirty_log;
 mod doorbells;
 mod engine;
 mod ioctls;

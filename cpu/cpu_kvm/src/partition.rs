@@ -5,6 +5,7 @@
 //!
 //! Lock order: time → messages → a vCPU's times.
 
+use crate::dirty_log::{self, KvmDirtyLog, Rings};
 use crate::doorbells::Ioeventfds;
 use crate::engine::host;
 use crate::ioctls::{error, map_ram};
@@ -14,9 +15,10 @@ use crate::time::{Frozen, Time, TscControl};
 use crate::vcpu::KvmVcpu;
 use crate::watch::{Verdict, Watch};
 use apic::{DeliveryMode, Message};
+use guest_memory::GuestRam;
 use hypervisor::{
-    Doorbells, EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout, Statistics, Trigger,
-    Vcpu, Wake,
+    DirtyLog, Doorbells, EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout,
+    Statistics, Trigger, Vcpu, Wake,
 };
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS,
@@ -85,6 +87,30 @@ pub struct Shared {
     pub log: Log,
     /// That another engine would serve the guest better.
     pub unsuited: Verdict,
+    /// The vCPUs' dirty rings, where writes are logged so.
+    pub rings: Option<Mutex<Rings>>,
+    /// Writes are logged.
+    pub logging: AtomicBool,
+}
+
+/// How a partition is to be.
+#[derive(Clone)]
+pub struct Options {
+    /// What people are told.
+    pub log: Log,
+    /// Entries of each vCPU's dirty ring; `None`: writes are logged in bitmaps.
+    pub dirty_ring: Option<u32>,
+}
+
+/// Maps all of `ram`, with a log of its writes or without; also where it is mapped already.
+pub fn map_all(vm: &VmFd, ram: &GuestRam, log: bool) -> io::Result<()> {
+    for (slot, region) in ram.regions().iter().enumerate() {
+        let host = ram.host_base().wrapping_add(region.offset as usize);
+        // SAFETY: the region lies in the span, which the partition's layout keeps mapped until after `vm` is dropped;
+        // nobody makes references to guest RAM.
+        unsafe { map_ram(vm, slot as u32, region, host, log) }?;
+    }
+    Ok(())
 }
 
 /// See the module's header.
@@ -95,7 +121,12 @@ pub struct KvmPartition {
 
 impl KvmPartition {
     /// For `layout`; `scale`: its TSC's rate, if that is not the host's.
-    pub fn new(kvm: &Kvm, layout: &PartitionLayout, scale: Option<u32>, log: Log) -> io::Result<Self> {
+    pub fn new(
+        kvm: &Kvm,
+        layout: &PartitionLayout,
+        scale: Option<u32>,
+        options: Options,
+    ) -> io::Result<Self> {
         let vm = kvm.create_vm().map_err(error)?;
         // Intel's processors need them; others do not mind.
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error)?;
@@ -103,12 +134,10 @@ impl KvmPartition {
         enable(&vm, KVM_CAP_SPLIT_IRQCHIP, PINS as u64)?;
         enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS.into())?;
         crate::msr::divert(&vm)?;
-        for (slot, region) in layout.ram.regions().iter().enumerate() {
-            let host = layout.ram.host_base().wrapping_add(region.offset as usize);
-            // SAFETY: the region lies in the span, which `layout.ram` keeps mapped until after `vm` is dropped;
-            // nobody makes references to guest RAM.
-            unsafe { map_ram(&vm, slot as u32, region.gpa, region.bytes, host) }?;
+        if let Some(entries) = options.dirty_ring {
+            dirty_log::ring::enable(&vm, entries)?;
         }
+        map_all(&vm, &layout.ram, false)?;
         let vcpus = (0..layout.vcpus).map(|_| VcpuCell::default()).collect();
         let shared = Arc::new(Shared {
             vm,
@@ -124,8 +153,10 @@ impl KvmPartition {
             counters: Counters::default(),
             sound: AtomicBool::new(true),
             doubted: AtomicBool::new(false),
-            log,
+            log: options.log,
             unsuited: Verdict::default(),
+            rings: options.dirty_ring.map(|entries| Mutex::new(Rings::new(entries, layout.ram.pages()))),
+            logging: AtomicBool::new(false),
         });
         let _watch = Watch::start(&shared)?;
         Ok(Self { shared, _watch })
@@ -145,6 +176,13 @@ fn enable(vm: &VmFd, cap: u32, argument: u64) -> io::Result<()> {
     vm.enable_cap(&cap).map_err(error)
 }
 
+impl Drop for KvmPartition {
+    fn drop(&mut self) {
+        // The RAM goes on in another partition, perhaps.
+        KvmDirtyLog(self.shared.clone()).stop();
+    }
+}
+
 impl Partition for KvmPartition {
     // Halted vCPUs sleep in KVM, which wakes them.
     fn create_vcpu(&self, id: u32, _: Arc<dyn Wake>) -> Result<Box<dyn Vcpu>, EngineError> {
@@ -158,6 +196,9 @@ impl Partition for KvmPartition {
     }
     fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         Ioeventfds::of(&self.shared)
+    }
+    fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        Some(Arc::new(KvmDirtyLog(self.shared.clone())))
     }
     // Everything that outlives a vCPU's `run` is in the vCPUs' states, or comes from the devices anew.
     fn save(&self) -> Result<Vec<StateBlob>, EngineError> {

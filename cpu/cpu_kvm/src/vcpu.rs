@@ -76,6 +76,9 @@ impl KvmVcpu {
         let second = unsafe { shared.vm.create_vcpu_from_rawfd(again.into_raw_fd()) }.map_err(error)?;
         cell.fd.call_once(|| second);
         cell.kick.set_flag(Some(NonNull::from(&mut fd.get_kvm_run().immediate_exit)));
+        if let Some(rings) = &shared.rings {
+            rings.lock().add(&fd)?;
+        }
         shared.start_time(cell)?;
         let kept = KeptMsrs::new(layout.cpu_model.features);
         Ok(Self {
@@ -253,6 +256,11 @@ impl KvmVcpu {
                 ioctls::answer_msr(run, done.map(|()| value));
             }
             Exit::Window | Exit::Nothing => {}
+            Exit::DirtyRingFull => {
+                if let Err(error) = self.shared.empty_full_ring(self.id) {
+                    return Some(VcpuExit::Fatal(format!("KVM's dirty ring cannot be emptied: {error}")));
+                }
+            }
             Exit::NotEmulated => return self.complete(io),
             Exit::Shutdown if self.shared.doubted.load(Ordering::Relaxed) => {
                 return Some(self.give_up("the processor went into shutdown", false));

@@ -242,9 +242,9 @@ impl SoftCore {
         }
     }
 
-    /// RAM page `page` was written by this vCPU: cached code of it goes, here and elsewhere.
+    /// RAM page `page` was written by this vCPU: a log hears of it; cached code of it goes, here and elsewhere.
     pub(crate) fn code_page_written(&mut self, page: u64) {
-        if self.ram.tracks(page) & Track::Code as u8 != 0 {
+        if self.ram.note_page(page) & Track::Code as u8 != 0 {
             self.shared.code_written(page, Some(self.id as usize));
             self.stale_code.push(page);
             self.me.attention.fetch_or(attention::CODE, SeqCst);

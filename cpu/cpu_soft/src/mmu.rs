@@ -5,7 +5,6 @@
 
 use crate::core::{ALIGNED_USER, SoftCore};
 use crate::tlb::Mapping;
-use guest_memory::Track;
 use x86_defs::control::*;
 use x86_defs::exception::*;
 use x86_defs::paging::*;
@@ -91,12 +90,13 @@ impl SoftCore {
         // Watched pages never enter the TLB for data: their accesses all come by `note_access`.
         let watched =
             self.cpu.mode.has(ModeKey::BREAKPOINTS) && debug::watches_page(&self.cpu, linear & !0xFFF);
-        let has_code = self.shared.ram.tracks(host >> 12) & Track::Code as u8 != 0;
+        // For its code, or by a log of writes: the first write is to be seen.
+        let tracked = self.shared.ram.tracks(host >> 12) != 0;
         let mapping = Mapping {
             linear,
             host,
             read: allowed && !watched,
-            write: allowed && !watched && writable && leaf.dirty && !has_code,
+            write: allowed && !watched && writable && leaf.dirty && !tracked,
             exec: (!user || leaf.user) && !smep && !leaf.no_execute,
             global: leaf.global && self.cpu.cr4 & CR4_PGE != 0,
             page_bytes: leaf.page_bytes,

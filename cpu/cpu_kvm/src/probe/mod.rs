@@ -8,7 +8,7 @@
 mod parts;
 
 use crate::ioctls::statistics_file;
-use crate::partition::KvmPartition;
+use crate::partition::{KvmPartition, Options};
 use crate::vcpu::KvmVcpu;
 use crate::watch::{Count, EMULATED};
 use guest_memory::{Gpa, GuestRam};
@@ -82,8 +82,9 @@ fn try_probe(kvm: &Kvm, model: CpuModel, tsc_khz: u32) -> Result<Probe, String> 
     let ram = GuestRam::for_test(parts::RAM_BYTES);
     let clock = GuestClock::new(Box::new(Still));
     let layout = PartitionLayout { ram: ram.clone(), vcpus: 1, cpu_model: model.clone(), tsc_khz, clock };
-    let partition = KvmPartition::new(kvm, &layout, None, Arc::new(|_| ()))
-        .map_err(|e| format!("a VM cannot be made: {e}"))?;
+    let options = Options { log: Arc::new(|_| ()), dirty_ring: None };
+    let partition =
+        KvmPartition::new(kvm, &layout, None, options).map_err(|e| format!("a VM cannot be made: {e}"))?;
     let shared = partition.shared();
     let made = |e: &dyn std::fmt::Display| format!("a vCPU cannot be made: {e}");
     let mut vcpu = KvmVcpu::create(shared, 0).map_err(|e| made(&e))?;

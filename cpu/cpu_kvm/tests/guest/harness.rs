@@ -136,6 +136,13 @@ pub struct Guest {
     pub tsc_khz: u32,
 }
 
+/// Guest time that runs.
+pub fn running_clock() -> GuestClock {
+    let clock = GuestClock::new(Box::new(Host(Instant::now())));
+    clock.resume();
+    clock
+}
+
 pub fn model() -> Option<CpuModel> {
     let kvm = match KvmHypervisor::open() {
         Ok(kvm) => kvm,
@@ -155,15 +162,18 @@ pub fn model() -> Option<CpuModel> {
 impl Guest {
     /// With `vcpus`, which are as after power-up. `None` (and a line that says why) without KVM.
     pub fn new(vcpus: u32) -> Option<Self> {
-        let clock = GuestClock::new(Box::new(Host(Instant::now())));
-        clock.resume();
-        Self::in_time_of(clock, vcpus)
+        Self::in_time_of(running_clock(), vcpus)
     }
 
     /// As [`Guest::new`], in the time of another one.
     pub fn in_time_of(clock: GuestClock, vcpus: u32) -> Option<Self> {
-        let cpu_model = model()?;
-        let kvm = KvmHypervisor::open().unwrap();
+        model()?;
+        Some(Self::on(&KvmHypervisor::open().unwrap(), clock, vcpus))
+    }
+
+    /// On an engine of the test's choice, which is there.
+    pub fn on(kvm: &KvmHypervisor, clock: GuestClock, vcpus: u32) -> Self {
+        let cpu_model = model().unwrap();
         let ram = GuestRam::for_test(RAM_BYTES);
         let tsc_khz = kvm.capabilities().tsc_khz.unwrap();
         let layout = PartitionLayout { ram: ram.clone(), vcpus, cpu_model, tsc_khz, clock: clock.clone() };
@@ -172,7 +182,7 @@ impl Guest {
             (0..vcpus).map(|id| partition.create_vcpu(id, Arc::new(NoWake)).unwrap()).collect();
         let board = Arc::new(Board::default());
         *board.done.lock().unwrap() = Some(vcpus[0].kicker());
-        Some(Self { ram, clock, partition, vcpus, board, tsc_khz })
+        Self { ram, clock, partition, vcpus, board, tsc_khz }
     }
 
     pub fn store(&self, at: u64, bytes: &[u8]) {
@@ -294,6 +304,14 @@ pub fn long_registers(s: &mut VcpuState) {
     s.gdtr = DescriptorTable { base: GDT, limit: 0x4F };
     s.idtr = DescriptorTable { base: IDT, limit: 0xFFF };
     (s.rip, s.rflags, s.gpr[4]) = (CODE, 2, STACK);
+}
+
+/// As [`long_registers`], at ring 3 with ports allowed: what KVM lets the processor execute, everywhere.
+pub fn user_registers(s: &mut VcpuState) {
+    long_registers(s);
+    let data = segment(0x2B, 0xCF3, u32::MAX);
+    s.segments = [data, segment(0x33, 0xAFB, u32::MAX), data, data, data, data];
+    s.rflags |= 3 << 12;
 }
 
 pub fn segment(selector: u16, attributes: u16, limit: u32) -> Segment {
