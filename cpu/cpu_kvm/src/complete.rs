@@ -51,6 +51,11 @@ impl Completion {
         tsc_offset: u64,
     ) -> Result<(String, bool), CompleteError> {
         let before = VcpuState { tsc_offset, ..processor.read(kept)? };
+        debug_assert_eq!(
+            before,
+            VcpuState { tsc_offset, ..processor.asked().read(kept)? },
+            "what came with the exit"
+        );
         self.guard.touched.store(false, Ordering::Relaxed);
         let io: Arc<dyn VcpuIo> = self.guard.clone();
         let Completed { state: after, mnemonic } = self.completer.complete(&before, &io)?;
@@ -58,9 +63,16 @@ impl Completion {
             return Err(CompleteError::Apic(mnemonic));
         }
         processor.write(&after, Some(&before), kept)?;
-        processor.write_events(&after)?;
+        if events_of(&after) != events_of(&before) {
+            processor.write_events(&after)?;
+        }
         Ok((mnemonic, after.run_state == RunState::Shutdown))
     }
+}
+
+/// What [`Processor::write_events`] writes.
+fn events_of(s: &VcpuState) -> impl PartialEq + '_ {
+    (s.run_state, s.shadow, s.nmi_pending, s.nmi_blocked, &s.exception, s.interrupt)
 }
 
 /// The machine but for the local APIC's page.

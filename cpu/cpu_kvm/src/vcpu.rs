@@ -16,7 +16,7 @@ use crate::time::{Frozen, TscControl, get_msr, set_msr};
 use apic::ApicState;
 use hypervisor::state::RunState;
 use hypervisor::{EngineError, Gpa, Kicker, Msi, Vcpu, VcpuExit, VcpuIo, VcpuState};
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_sync_regs};
 use kvm_ioctls::VcpuFd;
 use saved_state::{RestoreError, from_blob, to_blob};
 use std::io;
@@ -98,7 +98,7 @@ impl KvmVcpu {
     }
 
     fn processor(&self) -> Processor<'_> {
-        Processor { fd: &self.fd, msrs: self.shared.msrs.get().map_or(&[], Vec::as_slice) }
+        processor(&self.fd, &self.shared)
     }
 
     /// As after power-up, like on every engine.
@@ -119,8 +119,7 @@ impl KvmVcpu {
     }
 
     fn set_state(&mut self, state: &VcpuState, apic: &ApicState) -> io::Result<()> {
-        let processor = Processor { fd: &self.fd, msrs: self.shared.msrs.get().map_or(&[], Vec::as_slice) };
-        processor.write(state, None, &mut self.kept)?;
+        processor(&self.fd, &self.shared).write(state, None, &mut self.kept)?;
         set_msr(&self.fd, msr::APIC_BASE, apic.base)?;
         let mut page = ApicPage(self.fd.get_lapic().map_err(error)?);
         page.set_state(apic);
@@ -292,7 +291,7 @@ impl KvmVcpu {
     fn complete(&mut self, io: &Arc<dyn VcpuIo>) -> Option<VcpuExit> {
         let (shared, id) = (&self.shared, self.id);
         let completion = self.completion.get_or_insert_with(|| Box::new(Completion::new(shared, id, io)));
-        let processor = Processor { fd: &self.fd, msrs: shared.msrs.get().map_or(&[], Vec::as_slice) };
+        let processor = Processor { synced: synced(&mut self.fd, shared), ..processor(&self.fd, shared) };
         let tsc_offset = shared.vcpus[id as usize].times.lock().tsc_offset;
         match completion.run(&processor, &mut self.kept, tsc_offset) {
             Ok((mnemonic, shutdown)) => {
@@ -311,6 +310,22 @@ impl KvmVcpu {
             }
         }
     }
+}
+
+fn processor<'a>(fd: &'a VcpuFd, shared: &'a Shared) -> Processor<'a> {
+    Processor { fd, msrs: shared.msrs.get().map_or(&[], Vec::as_slice), synced: None }
+}
+
+/// Registers and events that came with the exit KVM_RUN just returned for. Asked for from the first instruction on that
+/// has to be completed: on a KVM without such no exit pays for them.
+fn synced(fd: &mut VcpuFd, shared: &Shared) -> Option<kvm_sync_regs> {
+    const ALL: u32 = kvm_bindings::KVM_SYNC_X86_VALID_FIELDS;
+    let run = fd.get_kvm_run();
+    let came = run.kvm_valid_regs == u64::from(ALL);
+    if !came && shared.vm.check_extension_raw(kvm_bindings::KVM_CAP_SYNC_REGS.into()) as u32 & ALL == ALL {
+        run.kvm_valid_regs = ALL.into();
+    }
+    came.then(|| fd.sync_regs())
 }
 
 impl Vcpu for KvmVcpu {

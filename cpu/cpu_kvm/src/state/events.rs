@@ -1,15 +1,23 @@
 //! Events: interrupt shadow, NMI, exceptions and interrupts under way (api.rst, KVM_GET_VCPU_EVENTS).
 
 use hypervisor::VcpuState;
-use hypervisor::state::{InterruptShadow, PendingEvent};
+use hypervisor::state::{InterruptShadow, PendingEvent, RunState};
 use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS,
-    KVM_X86_SHADOW_INT_STI, kvm_vcpu_events,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SMM,
+    KVM_VCPUEVENT_VALID_TRIPLE_FAULT, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, kvm_vcpu_events,
 };
+use std::io;
 use x86_defs::Exception;
 
-/// Into `state`; registers were read before.
-pub fn read(state: &mut VcpuState, events: &kvm_vcpu_events) {
+/// Into `state`; registers and run state were read before. An error where a state cannot hold it.
+pub fn read(state: &mut VcpuState, events: &kvm_vcpu_events) -> io::Result<()> {
+    let smi = &events.smi;
+    if events.flags & KVM_VCPUEVENT_VALID_SMM != 0 && (smi.smm | smi.pending) != 0 {
+        return Err(io::Error::other("the processor is in system-management mode"));
+    }
+    if events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT != 0 && events.triple_fault.pending != 0 {
+        state.run_state = RunState::Shutdown;
+    }
     let shadow = u32::from(events.interrupt.shadow);
     state.shadow = if shadow & KVM_X86_SHADOW_INT_MOV_SS != 0 {
         InterruptShadow::MovSs
@@ -25,6 +33,7 @@ pub fn read(state: &mut VcpuState, events: &kvm_vcpu_events) {
     // INT n is executed anew: RIP is still at it.
     let external = events.interrupt.injected != 0 && events.interrupt.soft == 0;
     state.interrupt = external.then_some(events.interrupt.nr);
+    Ok(())
 }
 
 fn exception(state: &VcpuState, events: &kvm_vcpu_events) -> Option<PendingEvent> {
@@ -45,10 +54,13 @@ fn exception(state: &VcpuState, events: &kvm_vcpu_events) -> Option<PendingEvent
     Some(PendingEvent { exception, error_code, address, is_trap })
 }
 
-/// The other way. CR2 and DR6 of the exception are in their registers already.
-pub fn to_kvm(state: &VcpuState) -> kvm_vcpu_events {
+/// The other way, to a vCPU whose events have the parts `here`. CR2 and DR6 of the exception are in their registers
+/// already; a shutdown is kept beside KVM.
+pub fn to_kvm(state: &VcpuState, here: u32) -> kvm_vcpu_events {
+    // What waits there and the state does not have is gone.
+    let cleared = here & (KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
     let mut events = kvm_vcpu_events {
-        flags: KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING,
+        flags: KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING | cleared,
         ..kvm_vcpu_events::default()
     };
     events.interrupt.shadow = match state.shadow {
@@ -69,4 +81,36 @@ pub fn to_kvm(state: &VcpuState) -> kvm_vcpu_events {
         events.interrupt.nr = vector;
     }
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_triple_fault_that_waits_is_a_shutdown() {
+        let mut events = kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_TRIPLE_FAULT, ..Default::default() };
+        let mut state = VcpuState::default();
+        read(&mut state, &events).unwrap();
+        assert_eq!(state.run_state, RunState::Running);
+        events.triple_fault.pending = 1;
+        read(&mut state, &events).unwrap();
+        assert_eq!(state.run_state, RunState::Shutdown);
+        let back = to_kvm(&state, events.flags);
+        assert_eq!(
+            (back.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT, back.triple_fault.pending),
+            (events.flags, 0)
+        );
+        assert_eq!(to_kvm(&state, 0).flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT, 0, "KVM would refuse it");
+    }
+
+    #[test]
+    fn what_no_state_holds_is_refused() {
+        for set in [|e: &mut kvm_vcpu_events| e.smi.smm = 1, |e: &mut kvm_vcpu_events| e.smi.pending = 1] {
+            let mut events = kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_SMM, ..Default::default() };
+            set(&mut events);
+            let error = read(&mut VcpuState::default(), &events).unwrap_err();
+            assert!(error.to_string().contains("system-management"), "{error}");
+        }
+    }
 }

@@ -38,13 +38,33 @@ pub struct Processor<'a> {
     pub fd: &'a VcpuFd,
     /// MSRs that KVM has.
     pub msrs: &'a [u32],
+    /// What came with the exit that KVM_RUN just returned for: not asked for again.
+    pub synced: Option<kvm_sync_regs>,
 }
 
 impl Processor<'_> {
+    /// The same, asking KVM for everything.
+    pub fn asked(&self) -> Self {
+        Self { synced: None, ..*self }
+    }
+
     /// Reads it. `kept`: MSRs that KVM does not have.
     pub fn read(&self, kept: &KeptMsrs) -> io::Result<VcpuState> {
         let mut state = VcpuState::default();
-        registers::read(&mut state, &self.fd.get_regs().map_err(error)?, &get_sregs2(self.fd)?);
+        // First: older kernels move the cause of a pending fault into CR2 and DR6 when they are asked for it.
+        let events = match &self.synced {
+            Some(synced) => synced.events,
+            None => self.fd.get_vcpu_events().map_err(error)?,
+        };
+        let regs = match &self.synced {
+            Some(synced) => synced.regs,
+            None => self.fd.get_regs().map_err(error)?,
+        };
+        let sregs = match self.synced.and_then(|synced| registers::without_pdptes(&synced.sregs)) {
+            Some(sregs) => sregs,
+            None => get_sregs2(self.fd)?,
+        };
+        registers::read(&mut state, &regs, &sregs);
         registers::read_debug(&mut state, &self.fd.get_debug_regs().map_err(error)?);
         state.xcr0 = extended::xcr0(&self.fd.get_xcrs().map_err(error)?);
         extended::read(&mut state, &self.fd.get_xsave().map_err(error)?);
@@ -56,7 +76,7 @@ impl Processor<'_> {
             }
             _ => RunState::Running,
         };
-        events::read(&mut state, &self.fd.get_vcpu_events().map_err(error)?);
+        events::read(&mut state, &events)?;
         Ok(state)
     }
 
@@ -73,6 +93,8 @@ impl Processor<'_> {
             let mut sregs = get_sregs2(self.fd)?;
             registers::to_sregs(state, &mut sregs);
             set_sregs2(self.fd, &sregs)?;
+            // A KVM without a processor's virtualization drops what it cannot do, and does not say so.
+            registers::must_control(&get_sregs2(self.fd)?, state)?;
         }
         if differs(|a, b| (a.gpr, a.rip, a.rflags) != (b.gpr, b.rip, b.rflags)) {
             self.fd.set_regs(&registers::to_regs(state)).map_err(error)?;
@@ -94,7 +116,8 @@ impl Processor<'_> {
             RunState::Running | RunState::Shutdown => KVM_MP_STATE_RUNNABLE,
         };
         self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(error)?;
-        self.fd.set_vcpu_events(&events::to_kvm(state)).map_err(error)
+        let here = self.fd.get_vcpu_events().map_err(error)?;
+        self.fd.set_vcpu_events(&events::to_kvm(state, here.flags)).map_err(error)
     }
 
     fn write_extended(&self, state: &VcpuState) -> io::Result<()> {

@@ -1,12 +1,49 @@
 //! General, segment, control and debug registers.
 
 use hypervisor::VcpuState;
-use kvm_bindings::{kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs2};
+use kvm_bindings::{kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2};
+use std::io;
 use x86_defs::control::{CR0_PG, CR4_PAE, EFER_LMA};
 use x86_defs::{DescriptorTable, Segment, SegmentAttributes};
 
 /// Flag of `kvm_sregs2`: its PDPTEs are those loaded.
 const PDPTRS_VALID: u64 = 1;
+
+/// The longer form of what comes with an exit; `None` where PDPTEs are in use, which do not come with it.
+pub fn without_pdptes(s: &kvm_sregs) -> Option<kvm_sregs2> {
+    if has_pdptes(s.cr0, s.cr4, s.efer) {
+        return None;
+    }
+    let &kvm_sregs { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, .. } = s;
+    let &kvm_sregs { cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } = s;
+    let (flags, pdptrs) = (0, [0; 4]);
+    Some(kvm_sregs2 {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt,
+        idt,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        cr8,
+        efer,
+        apic_base,
+        flags,
+        pdptrs,
+    })
+}
+
+/// Paging with a table of four entries that the processor holds (SDM vol. 3, 4.4).
+fn has_pdptes(cr0: u64, cr4: u64, efer: u64) -> bool {
+    cr0 & CR0_PG != 0 && cr4 & CR4_PAE != 0 && efer & EFER_LMA == 0
+}
 
 /// Into `state`.
 pub fn read(state: &mut VcpuState, regs: &kvm_regs, sregs: &kvm_sregs2) {
@@ -50,8 +87,24 @@ pub fn to_sregs(state: &VcpuState, sregs: &mut kvm_sregs2) {
     (sregs.gdt, sregs.idt) = (to_table(&state.gdtr), to_table(&state.idtr));
     (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
     sregs.efer = state.efer;
-    let pae = state.cr0 & CR0_PG != 0 && state.cr4 & CR4_PAE != 0 && state.efer & EFER_LMA == 0;
+    let pae = has_pdptes(state.cr0, state.cr4, state.efer);
     (sregs.flags, sregs.pdptrs) = if pae { (PDPTRS_VALID, state.pdpte) } else { (0, [0; 4]) };
+}
+
+/// An error if the control registers `here` are not those of `state`.
+pub fn must_control(here: &kvm_sregs2, state: &VcpuState) -> io::Result<()> {
+    let registers = [
+        ("CR0", here.cr0, state.cr0),
+        ("CR3", here.cr3, state.cr3),
+        ("CR4", here.cr4, state.cr4),
+        ("EFER", here.efer, state.efer),
+    ];
+    match registers.iter().find(|(_, here, wanted)| here != wanted) {
+        Some((name, here, wanted)) => {
+            Err(io::Error::other(format!("{name} does not take {wanted:#x}, it is {here:#x}")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether [`to_sregs`] gives something else.
