@@ -13,7 +13,7 @@ use crate::kick::KickCell;
 use crate::statistics::Counters;
 use crate::time::{Frozen, Time, TscControl};
 use crate::vcpu::KvmVcpu;
-use crate::watch::{Verdict, Watch};
+use crate::watch::{Count, Verdict, Watch};
 use apic::{DeliveryMode, Message};
 use guest_memory::GuestRam;
 use hypervisor::{
@@ -51,6 +51,8 @@ pub struct VcpuCell {
     pub fd: Once<VcpuFd>,
     /// What its clocks mean while it does not run.
     pub times: Mutex<Frozen>,
+    /// How many instructions KVM emulated for it, if it counts them. Opened before it runs: KVM would have that wait.
+    pub emulated: Once<Option<Count>>,
     /// A message in ExtINT mode waits for its acknowledge cycle.
     pub extint: AtomicBool,
 }

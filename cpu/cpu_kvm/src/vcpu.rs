@@ -13,6 +13,7 @@ use crate::partition::{Shared, VcpuCell};
 use crate::state::{ApicPage, Processor, msrs_of};
 use crate::statistics::thread_ns;
 use crate::time::{Frozen, TscControl, get_msr, set_msr};
+use crate::watch::{Count, EMULATED};
 use apic::ApicState;
 use hypervisor::state::RunState;
 use hypervisor::{EngineError, Gpa, Kicker, Msi, Vcpu, VcpuExit, VcpuIo, VcpuState};
@@ -74,6 +75,8 @@ impl KvmVcpu {
         let again = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()?;
         // SAFETY: a vCPU's file of this VM, which nobody else owns.
         let second = unsafe { shared.vm.create_vcpu_from_rawfd(again.into_raw_fd()) }.map_err(error)?;
+        cell.emulated
+            .call_once(|| ioctls::statistics_file(&fd).and_then(|file| Count::find(file, EMULATED)).ok());
         cell.fd.call_once(|| second);
         cell.kick.set_flag(Some(NonNull::from(&mut fd.get_kvm_run().immediate_exit)));
         if let Some(rings) = &shared.rings {

@@ -4,10 +4,10 @@
 //! A processor with virtualization runs all but a few instructions of a guest itself. Where it does not, KVM emulates the
 //! guest's kernel, a microsecond an instruction, and fails sooner or later: the software engine is faster, and whole.
 //!
-//! Invariant: it tells each partition at most once, through the first vCPU's `run`.
+//! Invariants: it tells each partition at most once, through the first vCPU's `run`; it asks KVM for nothing that waits for
+//! a vCPU to leave KVM_RUN.
 
-use crate::ioctls::statistics_file;
-use crate::partition::Shared;
+use crate::partition::{Shared, VcpuCell};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -78,7 +78,6 @@ impl Drop for Watch {
 }
 
 fn watch(shared: &Weak<Shared>, ending: &AtomicBool) {
-    let mut files: Vec<Option<Count>> = Vec::new();
     let (mut completed, mut emulated) = (0, 0);
     let mut since = Instant::now();
     while !ending.load(Ordering::SeqCst) {
@@ -89,26 +88,32 @@ fn watch(shared: &Weak<Shared>, ending: &AtomicBool) {
             continue;
         }
         since = Instant::now();
-        for cell in shared.vcpus.iter().skip(files.len()) {
-            let Some(fd) = cell.fd.get() else { break };
-            files.push(statistics_file(fd).and_then(|file| Count::find(file, EMULATED)).ok());
-        }
         let now_completed = shared.counters.completed.load(Ordering::Relaxed);
-        let now_emulated: u64 = files.iter().flatten().filter_map(|count| count.read().ok()).sum();
+        let count = |cell: &VcpuCell| cell.emulated.get()?.as_ref()?.read().ok();
+        let now_emulated: u64 = shared.vcpus.iter().filter_map(count).sum();
         shared.counters.emulated.store(now_emulated, Ordering::Relaxed);
         let a_second = |n: u64| (n as f64 / took.as_secs_f64()) as u64;
         let (c, e) = (a_second(now_completed - completed), a_second(now_emulated.saturating_sub(emulated)));
         (completed, emulated) = (now_completed, now_emulated);
-        if c >= COMPLETED_A_SECOND || e >= EMULATED_A_SECOND && emulated >= EMULATED_AT_LEAST {
-            shared.unsuited.give(format!(
-                "this host's KVM executes the guest in software ({e} instructions a second in KVM, {c} here)"
-            ));
+        if let Some(reason) = objection(c, e, emulated) {
+            shared.unsuited.give(reason);
             if let Some(cell) = shared.vcpus.first() {
                 cell.kick.nudge();
             }
             return;
         }
     }
+}
+
+/// What speaks against this KVM, if `completed` and `emulated` instructions a second were executed in software, and `in_all`
+/// in KVM since the beginning.
+fn objection(completed: u64, emulated: u64, in_all: u64) -> Option<String> {
+    let too_many = emulated >= EMULATED_A_SECOND && in_all >= EMULATED_AT_LEAST;
+    (completed >= COMPLETED_A_SECOND || too_many).then(|| {
+        format!(
+            "this host's KVM executes the guest in software ({emulated} instructions a second in KVM, {completed} here)"
+        )
+    })
 }
 
 /// One of a vCPU's binary statistics (api.rst, KVM_GET_STATS_FD).
@@ -145,5 +150,18 @@ impl Count {
         let mut value = [0; 8];
         self.file.read_exact_at(&mut value, self.at)?;
         Ok(u64::from_le_bytes(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds() {
+        assert_eq!(objection(COMPLETED_A_SECOND - 1, EMULATED_A_SECOND - 1, u64::MAX), None);
+        assert_eq!(objection(0, u64::MAX, EMULATED_AT_LEAST - 1), None, "it only begins");
+        assert!(objection(COMPLETED_A_SECOND, 0, 0).unwrap().contains("2000 here"));
+        assert!(objection(0, EMULATED_A_SECOND, EMULATED_AT_LEAST).unwrap().contains("100000 instructions"));
     }
 }

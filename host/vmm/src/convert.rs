@@ -61,9 +61,9 @@ pub fn machine(vm: &VmSpec) -> Result<MachineSpec, SpecError> {
 
 /// The processors; the text of their model was understood.
 pub(crate) fn cpus(vm: &VmSpec) -> Result<CpuSpec, SpecError> {
-    CpuModel::parse(&vm.cpu_model)
-        .map_err(|error| SpecError::field("cpu_model", &vm.cpu_model, error.to_string()))?;
-    let mut parts = vm.cpu_model.split(',').map(str::trim);
+    let text = vm.cpu_model();
+    CpuModel::parse(text).map_err(|error| SpecError::field("cpu_model", text, error.to_string()))?;
+    let mut parts = text.split(',').map(str::trim);
     let model = parts.next().unwrap_or_default().into();
     let feature = |text: &str| match text.strip_prefix('-') {
         Some(name) => CpuFeature { name: name.into(), enabled: false },
@@ -132,7 +132,7 @@ mod tests {
     fn a_vm_becomes_a_machine_that_can_be_built() {
         let vm = VmSpec {
             cpus: 2,
-            cpu_model: "x86-64-v2,+sha,-aes".into(),
+            cpu_model: Some("x86-64-v2,+sha,-aes".into()),
             memory: ByteSize(256 << 20),
             clock_rate: Some("1/8".into()),
             boot: Some(WireBoot { kernel: "/k".into(), initrd: Some("/i".into()), append: "quiet".into() }),

@@ -18,8 +18,7 @@ use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
 use host_io::signals::EndSignals;
-use hypervisor::Hypervisor;
-use hypervisor::Statistics;
+use hypervisor::{CpuModel, Hypervisor, Statistics};
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
 use std::io::IsTerminal;
@@ -68,6 +67,9 @@ impl RunVcpu for Machine {
     fn kick(&self, id: u32) {
         Machine::kick(self, id);
     }
+    fn died(&self, id: u32) {
+        self.fail(format!("the thread of CPU {id} died, which is a fault of this program's"));
+    }
 }
 
 /// A VM that was run to its end.
@@ -84,13 +86,30 @@ pub type Say<'a> = &'a dyn Fn(&str);
 
 /// Runs the VM of a resolved spec to its end. `say` hears why its engine is not the one that may be expected.
 pub fn run(vm: &VmSpec, say: Say<'_>) -> Result<Ended, LaunchError> {
-    let mut spec = MachineSpec::try_from(vm)?;
+    // Before an engine is asked for anything: what is wrong with it is said first.
+    MachineSpec::try_from(vm)?;
     let engine = choose(vm.engine, say)?;
+    let vm = &VmSpec { cpu_model: cpu_model(vm, &*engine, say), ..vm.clone() };
+    let mut spec = MachineSpec::try_from(vm)?;
     // A new guest's TSC may run at any rate: so that its engine can give it without scaling.
     if let Some(khz) = engine.capabilities().tsc_khz {
         spec.clock.tsc_khz = khz;
     }
     launch(vm, spec, engine, say, true, |machine, host| Ok(machine.boot(host)?))
+}
+
+/// The CPU model of a new VM: one that was not named leaves out what an engine lacks that was.
+fn cpu_model(vm: &VmSpec, engine: &dyn Hypervisor, say: Say<'_>) -> Option<String> {
+    let mut model = CpuModel::parse(vm.cpu_model()).ok()?;
+    let here = engine.capabilities();
+    let missing = here.features.missing_from(model.features);
+    if vm.cpu_model.is_some() || vm.engine == EngineChoice::Auto || missing.is_empty() {
+        return vm.cpu_model.clone();
+    }
+    // What every model has cannot be left out: the engine refuses it then.
+    missing.iter().for_each(|feature| _ = model.remove(feature));
+    say(&format!("engine {} lacks some of {}: the CPU model is {model}", here.name, vm.cpu_model()));
+    Some(model.to_string())
 }
 
 fn choose(choice: EngineChoice, say: Say<'_>) -> Result<Box<dyn Hypervisor>, LaunchError> {

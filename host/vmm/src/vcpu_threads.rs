@@ -5,6 +5,7 @@
 //! Invariants:
 //! - After [`VcpuThreads::park`] has returned, no vCPU runs until [`VcpuThreads::release`].
 //! - A wake that comes before the wait is not lost; a halted vCPU's thread sleeps in the kernel.
+//! - A thread that dies (a panic, which its hook has reported) is told of, and nobody waits for it.
 
 use crate::services::lock;
 use guest_time::{GuestClock, GuestNs};
@@ -34,6 +35,8 @@ pub trait RunVcpu: Send + Sync + 'static {
     fn run(&self, id: u32) -> Next;
     /// Makes `run` of vCPU `id` return soon.
     fn kick(&self, id: u32);
+    /// The thread of vCPU `id` died.
+    fn died(&self, id: u32);
 }
 
 /// Where a halted vCPU's thread sleeps.
@@ -78,6 +81,8 @@ struct GateState {
     closed: bool,
     ending: bool,
     parked: usize,
+    /// Threads that will never park.
+    dead: usize,
 }
 
 struct Gate {
@@ -111,6 +116,22 @@ impl Gate {
     }
 }
 
+/// A thread's, to its end.
+struct Life<'a> {
+    target: &'a dyn RunVcpu,
+    gate: &'a Gate,
+    id: u32,
+}
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.gate.set(|state| state.dead += 1);
+            self.target.died(self.id);
+        }
+    }
+}
+
 /// See the module's header. Dropping it ends the threads.
 pub struct VcpuThreads {
     target: Arc<dyn RunVcpu>,
@@ -132,8 +153,9 @@ impl VcpuThreads {
             let (target, bed, gate, clock) =
                 (all.target.clone(), bed.clone(), all.gate.clone(), clock.clone());
             let thread = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-                while gate.pass() {
-                    if let Next::Wait(wake_at) = target.run(id as u32) {
+                let life = Life { target: &*target, gate: &gate, id: id as u32 };
+                while life.gate.pass() {
+                    if let Next::Wait(wake_at) = life.target.run(life.id) {
                         bed.sleep(&clock, wake_at);
                     }
                 }
@@ -150,10 +172,10 @@ impl VcpuThreads {
         self.disturb();
         let deadline = Instant::now() + patience;
         let mut state = lock(&self.gate.state);
-        while state.parked < self.threads.len() {
+        while state.parked + state.dead < self.threads.len() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(self.threads.len() - state.parked);
+                return Err(self.threads.len() - state.parked - state.dead);
             }
             state = self.gate.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -212,6 +234,7 @@ mod tests {
         fn kick(&self, _: u32) {
             self.kicks.fetch_add(1, Ordering::SeqCst);
         }
+        fn died(&self, _: u32) {}
     }
 
     #[test]
@@ -251,6 +274,7 @@ mod tests {
                 Next::Run
             }
             fn kick(&self, _: u32) {}
+            fn died(&self, _: u32) {}
         }
         let clock = GuestClock::new(Box::new(HostClock));
         let (runs, ran) = std::sync::mpsc::sync_channel(1);
@@ -259,6 +283,28 @@ mod tests {
         threads.release();
         ran.recv().unwrap();
         assert_eq!(threads.park(Duration::from_millis(1)), Err(1));
+    }
+
+    #[test]
+    fn a_thread_that_dies_is_told_of_and_not_waited_for() {
+        struct Dies(std::sync::mpsc::SyncSender<u32>);
+        impl RunVcpu for Dies {
+            fn run(&self, id: u32) -> Next {
+                assert_ne!(id, 1, "this panic is the test's");
+                Next::Wait(None)
+            }
+            fn kick(&self, _: u32) {}
+            fn died(&self, id: u32) {
+                let _ = self.0.send(id);
+            }
+        }
+        let clock = GuestClock::new(Box::new(HostClock));
+        let (dies, died) = std::sync::mpsc::sync_channel(1);
+        let beds = vec![Bed::new(), Bed::new()];
+        let threads = VcpuThreads::start(Arc::new(Dies(dies)), beds, &clock).unwrap();
+        threads.release();
+        assert_eq!(died.recv().unwrap(), 1);
+        threads.park(LONG).unwrap();
     }
 
     #[test]

@@ -127,6 +127,12 @@ impl Machine {
         }
     }
 
+    /// Ends it: the engine or the host cannot go on, as `reason` says.
+    pub fn fail(&self, reason: String) {
+        // Refused only when it has ended already.
+        let _ = self.requests.ask(Request::Stop(Verdict::Failed { reason }));
+    }
+
     fn end(&self, verdict: Verdict) -> Next {
         self.requests.guest_asks(Request::Stop(verdict));
         Next::Wait(None)

@@ -86,7 +86,7 @@ pub fn spec(args: &RunArgs) -> anyhow::Result<VmSpec> {
     if let Some(memory) = &args.memory {
         spec.memory = memory.parse().map_err(|error| anyhow::anyhow!("--memory: {error}"))?;
     }
-    replace(&mut spec.cpu_model, args.cpu_model.clone());
+    spec.cpu_model = args.cpu_model.clone().or(spec.cpu_model.take());
     replace(&mut spec.engine, args.engine.map(EngineChoice::from));
     replace(
         &mut spec.on_reset,

@@ -7,10 +7,8 @@
 
 mod parts;
 
-use crate::ioctls::statistics_file;
 use crate::partition::{KvmPartition, Options};
 use crate::vcpu::KvmVcpu;
-use crate::watch::{Count, EMULATED};
 use guest_memory::{Gpa, GuestRam};
 use guest_time::{GuestClock, HostTime};
 use hypervisor::{CpuModel, Kicker, PartitionLayout, Vcpu, VcpuExit, VcpuIo, VcpuState};
@@ -91,8 +89,7 @@ fn try_probe(kvm: &Kvm, model: CpuModel, tsc_khz: u32) -> Result<Probe, String> 
     let power_up = vcpu.save().map_err(|e| made(&e))?;
     let mut probe = Probe::default();
     run_part(&parts::FIRST, &mut vcpu, &power_up, &ram)?;
-    let fd = shared.vcpus[0].fd.get();
-    let emulated = fd.and_then(|fd| Count::find(statistics_file(fd).ok()?, EMULATED).ok()?.read().ok());
+    let emulated = shared.vcpus[0].emulated.get().and_then(|count| count.as_ref()?.read().ok());
     if emulated.is_some_and(|count| count > parts::LOOP / 2) {
         let problem = "the guest's kernel is emulated, there is no virtualization in the processor";
         probe.problems.push(problem.into());
@@ -115,7 +112,9 @@ fn try_probe(kvm: &Kvm, model: CpuModel, tsc_khz: u32) -> Result<Probe, String> 
 /// Runs `part` to its end; what is wrong with what came out.
 fn run_part(part: &Part, vcpu: &mut dyn Vcpu, power_up: &VcpuState, ram: &GuestRam) -> Result<(), String> {
     parts::load(part, ram);
-    let mut state = power_up.clone();
+    // A TSC that cannot be set goes on: it stands where it stands.
+    let here = vcpu.save().map_err(|e| format!("the state before {} cannot be read: {e}", part.name))?;
+    let mut state = VcpuState { tsc_offset: here.tsc_offset, ..power_up.clone() };
     parts::enter(part.mode, &mut state);
     vcpu.restore(&state).map_err(|e| format!("the state before {} is refused: {e}", part.name))?;
     let ends = Arc::new(Ends { kicker: Mutex::new(Some(vcpu.kicker())), reached: AtomicBool::new(false) });

@@ -7,3 +7,4 @@ mod harness;
 mod interrupts;
 mod modes;
 mod state;
+mod unsuited;

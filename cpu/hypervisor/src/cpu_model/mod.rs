@@ -132,8 +132,8 @@ impl CpuModel {
         }
     }
 
-    /// Removes `feature` and what needs it.
-    fn remove(&mut self, feature: Feature) -> Result<(), CpuModelError> {
+    /// Removes `feature` and what needs it. An error if every model has it.
+    pub fn remove(&mut self, feature: Feature) -> Result<(), CpuModelError> {
         if models::FIXED.contains(&feature) {
             return Err(CpuModelError::Fixed(feature.name()));
         }

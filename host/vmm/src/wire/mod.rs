@@ -113,8 +113,10 @@ pub struct VmSpec {
     pub cpus: u32,
     /// RAM, a multiple of 2 MiB.
     pub memory: ByteSize,
-    /// Named CPU model with extras, as in `x86-64-v3,+sha`.
-    pub cpu_model: String,
+    /// Named CPU model with extras, as in `x86-64-v3,+sha`. Absent: [`DEFAULT_CPU_MODEL`], without what an engine that
+    /// was asked for by name lacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<String>,
     /// Engine.
     pub engine: EngineChoice,
     /// Guest time runs at this rate of host time, as in `1/8`.
@@ -142,13 +144,23 @@ pub struct VmSpec {
     pub nets: Vec<NetSpec>,
 }
 
+/// The CPU model of a VM that names none.
+pub const DEFAULT_CPU_MODEL: &str = "x86-64-v3";
+
+impl VmSpec {
+    /// Its CPU model.
+    pub fn cpu_model(&self) -> &str {
+        self.cpu_model.as_deref().unwrap_or(DEFAULT_CPU_MODEL)
+    }
+}
+
 impl Default for VmSpec {
     fn default() -> Self {
         Self {
             name: None,
             cpus: 1,
             memory: ByteSize(1 << 30),
-            cpu_model: "x86-64-v3".into(),
+            cpu_model: None,
             engine: EngineChoice::Auto,
             clock_rate: None,
             on_reset: OnReset::Reboot,
