@@ -101,7 +101,9 @@ fn try_probe(kvm: &Kvm, model: CpuModel, tsc_khz: u32) -> Result<Probe, String> 
     for part in parts::PARTS {
         let before = shared.counters.completed.load(Ordering::Relaxed);
         if let Err(problem) = run_part(part, &mut vcpu, &power_up, &ram) {
-            probe.problems.push(problem);
+            // What KVM said, if it was asked for something that it does not do.
+            let why = shared.counters.take_failure().map(|why| format!(" ({why})")).unwrap_or_default();
+            probe.problems.push(problem + &why);
         } else if shared.counters.completed.load(Ordering::Relaxed) != before {
             probe.problems.push(format!("KVM does not execute {}", part.name));
         }

@@ -1,6 +1,7 @@
 //! The command as a process, from its command line to its exit code, with kernels of a few bytes.
 
 mod bench;
+mod kvm;
 mod terminal;
 
 use bench::{Bench, counter, run_args};
