@@ -20,6 +20,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "cpu_svm",
     "cpu_vmx",
     "host_io",
+    "jail",
     "metal",
     "differential",
 ];
