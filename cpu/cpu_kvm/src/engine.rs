@@ -7,7 +7,9 @@ use crate::partition::{KvmPartition, Options};
 use crate::probe::{Probe, probe};
 use hypervisor::{Capabilities, CpuModel, EngineError, Hypervisor, Partition, PartitionLayout};
 use kvm_ioctls::{Cap, Kvm};
+use std::fs::File;
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use sync::Once;
@@ -49,6 +51,16 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::MpState, "KVM_CAP_MP_STATE"),
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
 ];
+
+/// `/dev/kvm`, open: for an engine on it later, when the file may be out of reach.
+pub struct KvmDevice(OwnedFd);
+
+impl KvmDevice {
+    /// Opens it.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self(File::options().read(true).write(true).open("/dev/kvm")?.into()))
+    }
+}
 
 /// The engine on this host's KVM.
 pub struct KvmHypervisor {
@@ -94,7 +106,14 @@ impl KvmHypervisor {
 
     /// Opens `/dev/kvm` and looks what it can do.
     pub fn open() -> Result<Self, KvmUnavailable> {
-        let kvm = Kvm::new().map_err(|e| KvmUnavailable::Open(error(e)))?;
+        Self::on(&KvmDevice::open().map_err(KvmUnavailable::Open)?)
+    }
+
+    /// Looks what the device can do.
+    pub fn on(device: &KvmDevice) -> Result<Self, KvmUnavailable> {
+        let fd = device.0.try_clone().map_err(KvmUnavailable::Open)?;
+        // SAFETY: the descriptor is a new one of `/dev/kvm`, and nobody else's from here on.
+        let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
         let version = kvm.get_api_version();
         if version != API_VERSION {
             return Err(KvmUnavailable::Version(version));

@@ -29,5 +29,6 @@ mod time;
 mod vcpu;
 mod watch;
 
-pub use engine::{KvmHypervisor, KvmUnavailable};
+pub use engine::{KvmDevice, KvmHypervisor, KvmUnavailable};
 pub use probe::Probe;
+pub use watch::on_thread_start;

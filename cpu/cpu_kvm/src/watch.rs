@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use sync::Mutex;
@@ -49,6 +49,13 @@ impl Verdict {
     }
 }
 
+static THREAD_START: OnceLock<fn()> = OnceLock::new();
+
+/// Has every thread that the engine starts from now on call `f` first; the first one counts.
+pub fn on_thread_start(f: fn()) {
+    let _ = THREAD_START.set(f);
+}
+
 /// The thread; dropping it ends it.
 pub struct Watch {
     ending: Arc<AtomicBool>,
@@ -60,7 +67,12 @@ impl Watch {
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
         let (ending, shared) = (Arc::new(AtomicBool::new(false)), Arc::downgrade(shared));
         let end = ending.clone();
-        let run = move || watch(&shared, &end);
+        let run = move || {
+            if let Some(first) = THREAD_START.get() {
+                first();
+            }
+            watch(&shared, &end);
+        };
         let thread = std::thread::Builder::new().name("kvm-watch".into()).spawn(run)?;
         Ok(Self { ending, thread: Some(thread) })
     }

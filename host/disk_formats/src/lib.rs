@@ -22,6 +22,7 @@ use std::path::Path;
 pub use error::DiskError;
 pub use host_io::block_store::BlockStore;
 pub use identity::DiskIdentity;
+pub use overlay::NewFile;
 pub use spec::{DiskSpec, Format};
 
 /// An open disk image. Content is reached through `BlockStore`.
@@ -39,11 +40,11 @@ pub trait Disk: BlockStore + std::fmt::Debug {
     /// Which disk this is now: what `save` notes, after a `flush` and with nothing in flight.
     fn identity(&self) -> Result<DiskIdentity, DiskError>;
 
-    /// Freezes this disk and goes on in a new qcow2 image at `overlay` that is based on it: everything so far is
+    /// Freezes this disk and goes on in a new qcow2 image in `overlay` that is based on it: everything so far is
     /// flushed and stays as it is (further writes here are refused), the returned disk holds what changes from now on.
-    /// When it fails, this disk is as writable as before and no overlay is left. A disk that was opened to be read only
-    /// needs no freezing.
-    fn create_overlay(&self, overlay: &Path) -> Result<Box<dyn Disk>, DiskError>;
+    /// When it fails, this disk is as writable as before; the file is its maker's. A disk that was opened to be read
+    /// only needs no freezing. Nothing is opened by name.
+    fn create_overlay(&self, overlay: NewFile) -> Result<Box<dyn Disk>, DiskError>;
 }
 
 /// Opens the image that `spec` names.

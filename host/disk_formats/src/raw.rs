@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use host_io::block_store::check_range;
@@ -14,7 +15,8 @@ use host_io::file_lock::{ImageLock, LockMode};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::{BlockStore, Disk, DiskError, DiskIdentity, DiskSpec, Format, identity, overlay};
+use crate::overlay::{self, Base, Layer, NewFile};
+use crate::{BlockStore, Disk, DiskError, DiskIdentity, DiskSpec, Format, identity};
 
 const SECTOR: u64 = 512;
 
@@ -22,11 +24,10 @@ const SECTOR: u64 = 512;
 #[derive(Debug)]
 pub(crate) struct RawDisk {
     spec: DiskSpec,
-    file: File,
+    own: Layer,
     size_bytes: u64,
     /// Bytes the file really has; only a read-only image may end inside its last sector.
     file_bytes: u64,
-    lock: ImageLock,
     opened_as: DiskIdentity,
     /// Set when an overlay took over: no more changes.
     frozen: AtomicBool,
@@ -66,6 +67,13 @@ fn identify(path: &Path, file: &File, size_bytes: u64) -> Result<DiskIdentity, D
     })
 }
 
+/// An image that was opened with its lock.
+pub(crate) fn layer(path: &Path, format: Format, file: File, lock: ImageLock) -> Result<Layer, DiskError> {
+    let fail = |source| DiskError::Io { path: path.into(), what: "find its real path", source };
+    let path = path.canonicalize().map_err(fail)?;
+    Ok(Layer { path, format, file: Arc::new(file), lock: Arc::new(lock) })
+}
+
 impl RawDisk {
     pub(crate) fn open(spec: &DiskSpec) -> Result<RawDisk, DiskError> {
         let (file, file_bytes, lock) = open_locked(&spec.path, spec.read_only)?;
@@ -76,10 +84,9 @@ impl RawDisk {
         Ok(RawDisk {
             spec: spec.clone(),
             opened_as: identify(&spec.path, &file, size_bytes)?,
-            file,
+            own: layer(&spec.path, Format::Raw, file, lock)?,
             size_bytes,
             file_bytes,
-            lock,
             frozen: AtomicBool::new(false),
             no_holes: AtomicBool::new(false),
         })
@@ -98,7 +105,7 @@ impl RawDisk {
             return Ok(false);
         }
         match rustix::fs::fallocate(
-            &self.file,
+            &*self.own.file,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             offset,
             len,
@@ -128,16 +135,16 @@ impl BlockStore for RawDisk {
         let in_file = self.file_bytes.saturating_sub(offset).min(buf.len() as u64) as usize;
         let (head, tail) = buf.split_at_mut(in_file);
         tail.fill(0);
-        self.file.read_exact_at(head, offset)
+        self.own.file.read_exact_at(head, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.check_change(offset, buf.len() as u64)?;
-        self.file.write_all_at(buf, offset)
+        self.own.file.write_all_at(buf, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
-        if self.spec.read_only { Ok(()) } else { self.file.sync_data() }
+        if self.spec.read_only { Ok(()) } else { self.own.file.sync_data() }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -154,13 +161,15 @@ impl BlockStore for RawDisk {
             return Ok(());
         }
         match rustix::fs::fallocate(
-            &self.file,
+            &*self.own.file,
             FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
             offset,
             len,
         ) {
             Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => write_zero_bytes(&self.file, offset, len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                write_zero_bytes(&self.own.file, offset, len)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -192,11 +201,11 @@ impl Disk for RawDisk {
     }
 
     fn identity(&self) -> Result<DiskIdentity, DiskError> {
-        identify(&self.spec.path, &self.file, self.size_bytes)
+        identify(&self.spec.path, &self.own.file, self.size_bytes)
     }
 
-    fn create_overlay(&self, path: &Path) -> Result<Box<dyn Disk>, DiskError> {
-        let base = overlay::Base { disk: self, spec: &self.spec, lock: &self.lock, frozen: &self.frozen };
-        overlay::create(&base, path)
+    fn create_overlay(&self, overlay: NewFile) -> Result<Box<dyn Disk>, DiskError> {
+        let Self { spec, own, frozen, .. } = self;
+        overlay::create(&Base { disk: self, spec, own, below: &[], frozen }, overlay)
     }
 }

@@ -1,11 +1,12 @@
 //! qcow2 images against qemu-img (Debian: qemu-utils), which must agree about every byte and find no error.
 #![allow(missing_docs)]
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use disk_formats::{Disk, DiskError, DiskSpec, Format, open};
+use disk_formats::{Disk, DiskError, DiskSpec, Format, NewFile, open};
 use proptest::prelude::*;
 
 const SIZE: u64 = 8 << 20;
@@ -131,7 +132,7 @@ proptest! {
         apply(&*base, &mut model, &before);
         let saved = model.clone();
         let overlay_path = dir.path().join("overlay");
-        let overlay = base.create_overlay(&overlay_path).unwrap();
+        let overlay = base.create_overlay(NewFile::create(&overlay_path).unwrap()).unwrap();
         let saved_as = base.identity().unwrap();
         prop_assert_eq!(base.write_at(&[1; 512], 0).unwrap_err().kind(), ErrorKind::PermissionDenied);
         apply(&*overlay, &mut model, &after);
@@ -161,7 +162,7 @@ fn identity_survives_closing_and_notices_every_layer() {
     assert_eq!(disk.opened_as(), identity);
 
     let overlay_path = dir.path().join("overlay.qcow2");
-    let overlay = disk.create_overlay(&overlay_path).unwrap();
+    let overlay = disk.create_overlay(NewFile::create(&overlay_path).unwrap()).unwrap();
     overlay.flush().unwrap();
     let identity = overlay.identity().unwrap();
     drop((overlay, disk));
@@ -300,16 +301,19 @@ fn an_overlay_replaces_nothing_and_a_failed_one_changes_nothing() {
     let disk = open(&DiskSpec::new(&path)).unwrap();
     let taken = dir.path().join("taken");
     std::fs::write(&taken, "precious").unwrap();
-    let error = disk.create_overlay(&taken).unwrap_err().to_string();
+    let error = NewFile::create(&taken).unwrap_err().to_string();
     assert!(error.contains("must not exist"), "{error}");
     assert_eq!(std::fs::read(&taken).unwrap(), b"precious");
-    assert!(disk.create_overlay(&dir.path().join("no/folder")).is_err());
+    let file = File::options().read(true).write(true).open(&taken).unwrap();
+    let error = disk.create_overlay(NewFile { file, path: taken.clone() }).unwrap_err().to_string();
+    assert!(error.contains("no new, empty file"), "{error}");
+    assert_eq!(std::fs::read(&taken).unwrap(), b"precious");
     disk.write_at(&[1; 512], 0).unwrap();
     drop(disk);
     let disk = open(&DiskSpec { read_only: true, ..DiskSpec::new(&path) }).unwrap();
     assert_eq!(disk.format(), Format::Qcow2);
     let before = std::fs::read(&path).unwrap();
-    let overlay = disk.create_overlay(&dir.path().join("x")).unwrap();
+    let overlay = disk.create_overlay(NewFile::create(&dir.path().join("x")).unwrap()).unwrap();
     assert!(disk.read_only() && !overlay.read_only(), "a disk that is only read can have an overlay");
     overlay.write_at(&[2; 512], 0).unwrap();
     overlay.flush().unwrap();

@@ -239,7 +239,10 @@ impl<T: Send + 'static, B: IoBuffer> BlockPool<T, B> {
         for i in 0..config.workers.max(1) {
             let shared = pool.shared.clone();
             let thread = std::thread::Builder::new().name(format!("block-{i}"));
-            pool.threads.push(thread.spawn(move || shared.work())?);
+            pool.threads.push(thread.spawn(move || {
+                jail::enter(jail::Thread::Disk, &[]);
+                shared.work();
+            })?);
         }
         Ok(pool)
     }

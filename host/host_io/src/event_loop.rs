@@ -97,7 +97,10 @@ impl EventLoop {
         epoll::add(&shared.epoll, &shared.wake, EventData::new_u64(KEY_WAKE), EventFlags::IN)?;
         epoll::add(&shared.epoll, &shared.timer_fd, EventData::new_u64(KEY_TIMER), EventFlags::IN)?;
         let copy = shared.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || copy.run())?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            jail::enter(jail::Thread::Events, &[]);
+            copy.run();
+        })?;
         Ok(EventLoop { handle: EventLoopHandle { shared }, thread: Some(thread) })
     }
 

@@ -37,7 +37,10 @@ impl Support {
         let all = [
             (!self.seccomp, "this kernel has no seccomp: system calls are not filtered"),
             (self.landlock.is_none(), "this kernel has no landlock: files are not fenced off"),
-            (self.user == Some(false), "root cannot become another user here (no CAP_SETUID): it stays root"),
+            (
+                self.user == Some(false),
+                "root cannot become another user here (no CAP_SETUID, or no other in its namespace): it stays root",
+            ),
         ];
         all.into_iter().filter_map(|(lacking, words)| lacking.then_some(words)).collect()
     }

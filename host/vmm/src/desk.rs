@@ -5,13 +5,14 @@
 //! Invariant: it keeps nothing of the VM alive: a client that stays connected does not hold the machine's end up.
 
 use crate::bell::Bell;
-use crate::control::server::Answers;
-use crate::control::{Answer, Ask, Status};
+use crate::control::server::{Answers, Client};
+use crate::control::{Answer, Ask, Files, Overlay, Status};
 use crate::driver::{SaveJob, SaveJobs, WriteMachine};
-use crate::engine::{self, Chosen};
+use crate::engine::Engines;
 use crate::host::Host;
-use crate::saved_file;
+use crate::saved_file::Save;
 use crate::wire::{EngineChoice, VmSpec};
+use disk_formats::NewFile;
 use guest_time::GuestClock;
 use machine::{AfterSave, Machine, Request, RequestQueue, State, Verdict};
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ pub struct Desk {
     pub machine: Weak<Machine>,
     /// Its ground.
     pub host: Weak<Host>,
+    /// What it could run on.
+    pub engines: Arc<Engines>,
     /// All guest time.
     pub clock: GuestClock,
     /// The driver's queue.
@@ -36,6 +39,14 @@ pub struct Desk {
     pub bell: Arc<Bell>,
     /// Saves.
     pub saves: Arc<SaveJobs>,
+}
+
+/// A save, as it was asked for.
+struct SaveAsked {
+    name: PathBuf,
+    and_continue: bool,
+    compress: bool,
+    overlays: Vec<Overlay>,
 }
 
 impl Desk {
@@ -54,43 +65,76 @@ impl Desk {
         Answer::refused(format!("it is {} all the same; its console says why", state.name()))
     }
 
-    fn save(&self, file: PathBuf, and_continue: bool, compress: bool) -> Answer {
-        if !file.is_absolute() {
-            return Answer::refused("the file's path must be absolute");
+    fn files(&self) -> Files {
+        let disks = self.host.upgrade().map_or_else(Vec::new, |host| host.present_disks());
+        let written = disks.iter().filter(|disk| !disk.read_only).map(|disk| disk.path.clone()).collect();
+        let present = VmSpec { disks, ..self.vm.clone() };
+        Files { used: self.vm.files().into_iter().chain(present.files()).collect(), written }
+    }
+
+    /// Writes to the files that came, and waits until the save has its name: only then is it done.
+    fn save(&self, asked: SaveAsked, client: &mut dyn Client) -> Answer {
+        let SaveAsked { name, and_continue, compress, overlays } = asked;
+        let mut files = client.files().into_iter();
+        let Some(file) = files.next() else {
+            return Answer::refused("no file came with it: bedplate ctl sends one");
+        };
+        if files.len() != overlays.len() {
+            return Answer::refused("another number of files came with it than it names overlays");
         }
+        let overlay = |(Overlay { of, path }, file)| (of, NewFile { file, path });
+        let overlays: Vec<_> = overlays.into_iter().zip(files).map(overlay).collect();
+        let overlays = and_continue.then_some(overlays);
         let (vm, host) = (self.vm.clone(), self.host.clone());
+        let (written, is_written) = channel();
+        let (placed, is_placed) = channel();
         let write = Box::new(move |machine: &Machine| {
             let host = host.upgrade().ok_or("the VM has ended")?;
-            let save = saved_file::Save { file: &file, vm: &vm, host: &host, compress, and_continue };
-            save.write(machine).map_err(|error| error.to_string())
+            let save = Save { name: &name, file, vm: &vm, host: &host, compress, overlays };
+            let message = save.write(machine).map_err(|error| error.to_string())?;
+            // Who waits may be gone; then nobody answers, either.
+            let _ = written.send(message.clone());
+            is_placed.recv().map_err(|_| String::from("who asked for the save is gone"))??;
+            Ok(message)
         });
         let then = if and_continue { AfterSave::Continue } else { AfterSave::Stop };
-        self.have_done(write, |ticket| Request::Save { ticket, then })
+        self.have_done(
+            write,
+            |ticket| Request::Save { ticket, then },
+            || {
+                if let Ok(message) = is_written.recv() {
+                    let _ = placed.send(client.place(&message));
+                }
+            },
+        )
     }
 
     fn move_to(&self, choice: EngineChoice) -> Answer {
-        let engine = match engine::choose(choice) {
-            Ok(Chosen { engine, .. }) => engine,
-            Err(error) => return Answer::refused(error.to_string()),
-        };
-        let host = self.host.clone();
+        let (host, engines) = (self.host.clone(), self.engines.clone());
         let write = Box::new(move |machine: &Machine| {
+            let engine = engines.choose(choice).map_err(|error| error.to_string())?.engine;
             let host = host.upgrade().ok_or("the VM has ended")?;
             let from = machine.engine_name();
             machine.move_to(&*engine, &*host).map_err(|error| error.to_string())?;
             Ok(format!("moved from {from} to {}", machine.engine_name()))
         });
-        self.have_done(write, |ticket| Request::Move { ticket })
+        self.have_done(write, |ticket| Request::Move { ticket }, || ())
     }
 
-    /// Has the driver do `work` on the machine while it stands still, and waits.
-    fn have_done(&self, write: WriteMachine, request: impl FnOnce(u64) -> Request) -> Answer {
+    /// Has the driver do `write` on the machine while it stands still, and waits; `meanwhile` is done here.
+    fn have_done(
+        &self,
+        write: WriteMachine,
+        request: impl FnOnce(u64) -> Request,
+        meanwhile: impl FnOnce(),
+    ) -> Answer {
         let (answer, answered) = channel();
         let ticket = self.saves.put(SaveJob { write, answer });
         if let Err(refused) = self.requests.ask(request(ticket)) {
             self.saves.take(ticket);
             return Answer::refused(refused.to_string());
         }
+        meanwhile();
         match answered.recv() {
             Ok(Ok(message)) => Answer::done(Some(message)),
             Ok(Err(reason)) => Answer::refused(reason),
@@ -118,7 +162,7 @@ impl Answers for Desk {
         }
     }
 
-    fn answer(&self, ask: Ask) -> Answer {
+    fn answer(&self, ask: Ask, client: &mut dyn Client) -> Answer {
         match ask {
             Ask::Status => Answer { status: Some(self.status()), ..Answer::done(None) },
             Ask::Pause => self.ask(Request::Pause, State::Paused),
@@ -134,7 +178,11 @@ impl Answers for Desk {
                 ))
             }
             Ask::Move { engine } => self.move_to(engine),
-            Ask::Save { file, and_continue, compress } => self.save(file, and_continue, compress),
+            Ask::Files => Answer { files: Some(self.files()), ..Answer::done(None) },
+            Ask::Save { file: name, and_continue, compress, overlays } => {
+                self.save(SaveAsked { name, and_continue, compress, overlays }, client)
+            }
+            Ask::Placed => Answer::refused("nothing waits for its place"),
         }
     }
 }

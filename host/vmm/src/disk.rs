@@ -6,7 +6,7 @@
 use crate::services::lock;
 use crate::wire::DiskSpec;
 use device::Waker;
-use disk_formats::{Disk, DiskError};
+use disk_formats::{Disk, DiskError, NewFile};
 use guest_memory::DmaSpace;
 use host_io::block_pool::{self, BlockPool, BufferGone, IoBuffer, PoolConfig};
 use std::io;
@@ -109,33 +109,37 @@ impl OpenDisk {
         lock(&self.spec).clone()
     }
 
-    /// Freezes the image, if the guest may write, and goes on in an overlay beside it; the overlay's path. Nothing is
-    /// in flight.
-    pub fn continue_in_overlay(&self) -> Result<Option<PathBuf>, DiskError> {
-        if self.spec().read_only {
-            return Ok(None);
-        }
-        let image = self.image();
-        let path = overlay_path(image.path());
-        let overlay: Arc<dyn Disk> = image.create_overlay(&path)?.into();
+    /// Freezes the image and goes on in an overlay. Nothing is in flight.
+    pub fn continue_in(&self, overlay: NewFile) -> Result<(), DiskError> {
+        let path = overlay.path.clone();
+        let overlay: Arc<dyn Disk> = self.image().create_overlay(overlay)?.into();
         self.pool.replace_store(overlay.clone());
         *lock(&self.image) = overlay;
         let mut spec = lock(&self.spec);
-        let base = std::mem::replace(&mut spec.path, path.clone());
+        let base = std::mem::replace(&mut spec.path, path);
         spec.format = Some("qcow2".into());
         spec.backing.push(base);
         spec.frozen = false;
-        Ok(Some(path))
+        Ok(())
     }
 
-    /// For an image that is to stay as it is: goes on in an overlay before the guest runs; the overlay's path.
+    /// For an image that is to stay as it is: goes on in an overlay beside it before the guest runs; the overlay's path.
     pub fn leave_frozen(&self) -> Result<Option<PathBuf>, DiskError> {
-        if self.spec().frozen { self.continue_in_overlay() } else { Ok(None) }
+        let spec = self.spec();
+        if !spec.frozen || spec.read_only {
+            return Ok(None);
+        }
+        let path = overlay_path(self.image().path());
+        let done = self.continue_in(NewFile::create(&path)?);
+        if done.is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        done.map(|()| Some(path))
     }
 }
 
 /// The first free name for an overlay of `image`: `disk.raw` goes on in `disk.raw.1.qcow2`, that in `disk.raw.2.qcow2`.
-fn overlay_path(image: &Path) -> PathBuf {
+pub fn overlay_path(image: &Path) -> PathBuf {
     let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stem = name.strip_suffix(".qcow2").and_then(|rest| rest.rsplit_once('.'));
     let (stem, first) = match stem {
@@ -233,7 +237,7 @@ mod tests {
         // The VM that was saved and went on.
         let first = open(&spec);
         assert_eq!(first.leave_frozen().unwrap(), None);
-        first.continue_in_overlay().unwrap();
+        first.continue_in(NewFile::create(&overlay_path(&path)).unwrap()).unwrap();
         first.image().write_at(&[1; 512], 0).unwrap();
 
         // The VM that is restored from the save, beside it.

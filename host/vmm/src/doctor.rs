@@ -44,6 +44,7 @@ pub fn examine() -> Vec<Finding> {
         system.huge_pages(),
         system.userfaultfd(),
         system.user_namespaces(),
+        jail(jail::support()),
     ]);
     all
 }
@@ -79,6 +80,24 @@ fn kvm(opened: Result<KvmHypervisor, KvmUnavailable>) -> Vec<Finding> {
         bad("engine", format!("auto takes soft, because of this host's KVM: {why_not}"), None)
     };
     vec![device, engine]
+}
+
+/// What the jail of a VM's process is made of here.
+fn jail(support: jail::Support) -> Finding {
+    let lacks = support.lacks();
+    let jail::Support { landlock, user, .. } = support;
+    if !lacks.is_empty() {
+        let way_out = match landlock {
+            None => Some(
+                "boot with landlock in the list of security modules (lsm=landlock,...); Linux 5.13 or newer",
+            ),
+            Some(_) => None,
+        };
+        return bad("jail", lacks.join("; "), way_out);
+    }
+    let version = landlock.unwrap_or_default();
+    let user = if user.is_some() { ", root becomes a user without a name" } else { "" };
+    good("jail", format!("a VM's process is held by seccomp and landlock (version {version}){user}"))
 }
 
 fn open_kvm_way_out(error: &io::Error) -> Option<&'static str> {
@@ -215,6 +234,16 @@ mod tests {
         put(at, "proc/sys/kernel/unprivileged_userns_clone", "0\n");
         assert!(!system.user_namespaces().good);
         assert!(self::system(at, true).user_namespaces().good);
+    }
+
+    #[test]
+    fn a_jail_with_holes_is_told_of() {
+        let whole = jail::Support { seccomp: true, landlock: Some(7), user: None };
+        assert!(jail(whole).good && jail(whole).detail.contains("version 7"));
+        let open = jail(jail::Support { landlock: None, ..whole });
+        assert!(!open.good && open.detail.contains("no landlock") && open.way_out.unwrap().contains("lsm="));
+        let root = jail(jail::Support { user: Some(false), ..whole });
+        assert!(!root.good && root.detail.contains("stays root"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! lets it go on the same steps backwards; a request that fails leaves the machine as it was.
 
 use crate::bell::Bell;
-use crate::engine;
+use crate::engine::{self, Engines};
 use crate::host::Host;
 use crate::panic_watch::PanicWatch;
 use crate::services::lock;
@@ -81,6 +81,8 @@ pub struct Driver {
     pub machine: Arc<Machine>,
     /// Its ground.
     pub host: Arc<Host>,
+    /// What it could run on.
+    pub engines: Arc<Engines>,
     /// What is asked.
     pub requests: Arc<RequestQueue>,
     /// Rung when something was asked.
@@ -233,7 +235,7 @@ impl Driver {
 
     /// Goes over to the engine that serves every guest. One that cannot go on there goes back to where it came from.
     fn evade(&self, reason: &str, sound: bool, stuck: bool) -> Result<After, String> {
-        let chosen = engine::choose(engine::EVERYWHERE).map_err(|error| error.to_string())?;
+        let chosen = self.engines.choose(engine::EVERYWHERE).map_err(|error| error.to_string())?;
         let (from, to) = (self.machine.engine_name(), chosen.engine.capabilities().name);
         if from == to {
             return Ok(After::AsItIs);

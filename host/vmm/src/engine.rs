@@ -4,9 +4,10 @@
 
 use crate::kvm_verdict;
 use crate::wire::EngineChoice;
-use cpu_kvm::{KvmHypervisor, KvmUnavailable};
+use cpu_kvm::{KvmDevice, KvmHypervisor, KvmUnavailable, Probe};
 use cpu_soft::SoftHypervisor;
 use hypervisor::Hypervisor;
+use std::io;
 use std::sync::Arc;
 
 /// Why an engine cannot be had.
@@ -25,47 +26,61 @@ pub struct Chosen {
     pub note: Option<String>,
 }
 
-type Open = fn() -> Result<Box<dyn Hypervisor>, EngineUnavailable>;
-
-/// All of them.
-const ENGINES: &[(EngineChoice, Open)] = &[
-    (EngineChoice::Kvm, || Ok(Box::new(kvm()?))),
-    (EngineChoice::Soft, || Ok(Box::new(SoftHypervisor::interpreter()))),
-    (EngineChoice::SoftTranslate, || {
-        Ok(Box::new(SoftHypervisor::translating(Arc::new(cpu_translate::Factory::default()))))
-    }),
-];
-
 /// The engine that serves every guest on every host.
 pub const EVERYWHERE: EngineChoice = EngineChoice::Soft;
 
-/// The engine of `choice`. `auto` takes the fastest that works on this host.
-pub fn choose(choice: EngineChoice) -> Result<Chosen, EngineUnavailable> {
-    if choice == EngineChoice::Auto {
-        return automatic();
-    }
-    let open = ENGINES.iter().find(|(name, _)| *name == choice).map_or(ENGINES[1].1, |(_, open)| *open);
-    Ok(Chosen { engine: open()?, note: None })
+/// What engines need of the host, opened when the VM starts: later it may be out of reach.
+pub struct Engines {
+    kvm: io::Result<KvmDevice>,
+    verdict: Option<Probe>,
 }
 
-/// The host's KVM, probed; once a boot.
-fn kvm() -> Result<KvmHypervisor, KvmUnavailable> {
-    let kvm = KvmHypervisor::open()?.with_log(|line| eprintln!("bedplate: {line}\r"));
-    match kvm_verdict::known() {
-        Some(probe) => kvm.remember(probe),
-        None => kvm_verdict::keep(kvm.probe()),
+impl Engines {
+    /// Opens it.
+    pub fn open() -> Self {
+        Self { kvm: KvmDevice::open(), verdict: kvm_verdict::known() }
     }
-    Ok(kvm)
-}
 
-fn automatic() -> Result<Chosen, EngineUnavailable> {
-    let why_not = match kvm() {
-        Ok(kvm) if kvm.probe().problems.is_empty() => {
-            return Ok(Chosen { engine: Box::new(kvm), note: None });
+    /// The engine of `choice`. `auto` takes the fastest that works on this host.
+    pub fn choose(&self, choice: EngineChoice) -> Result<Chosen, EngineUnavailable> {
+        let engine: Box<dyn Hypervisor> = match choice {
+            EngineChoice::Auto => return self.automatic(),
+            EngineChoice::Kvm => Box::new(self.kvm()?),
+            EngineChoice::Soft => Box::new(SoftHypervisor::interpreter()),
+            EngineChoice::SoftTranslate => {
+                Box::new(SoftHypervisor::translating(Arc::new(cpu_translate::Factory::default())))
+            }
+        };
+        Ok(Chosen { engine, note: None })
+    }
+
+    /// The host's KVM, probed; once a boot.
+    fn kvm(&self) -> Result<KvmHypervisor, KvmUnavailable> {
+        let device = self.kvm.as_ref().map_err(|error| KvmUnavailable::Open(again(error)))?;
+        let kvm = KvmHypervisor::on(device)?.with_log(|line| eprintln!("bedplate: {line}\r"));
+        match &self.verdict {
+            Some(probe) => kvm.remember(probe.clone()),
+            // In the jail there is no place to keep it.
+            None if jail::is_armed() => _ = kvm.probe(),
+            None => kvm_verdict::keep(kvm.probe()),
         }
-        Ok(kvm) => kvm.probe().problems.join("; "),
-        Err(error) => error.to_string(),
-    };
-    let note = format!("engine soft, because of this host's KVM: {why_not}");
-    Ok(Chosen { note: Some(note), ..choose(EVERYWHERE)? })
+        Ok(kvm)
+    }
+
+    fn automatic(&self) -> Result<Chosen, EngineUnavailable> {
+        let why_not = match self.kvm() {
+            Ok(kvm) if kvm.probe().problems.is_empty() => {
+                return Ok(Chosen { engine: Box::new(kvm), note: None });
+            }
+            Ok(kvm) => kvm.probe().problems.join("; "),
+            Err(error) => error.to_string(),
+        };
+        let note = format!("engine soft, because of this host's KVM: {why_not}");
+        Ok(Chosen { note: Some(note), ..self.choose(EVERYWHERE)? })
+    }
+}
+
+/// The same error once more.
+fn again(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }

@@ -15,7 +15,7 @@ pub struct ExitCode {
 
 /// All of them, for the help text. 1 and 2 are the command's own: an error before the guest ran, and a wrong
 /// command line.
-pub const EXIT_CODES: [ExitCode; 8] = [
+pub const EXIT_CODES: [ExitCode; 9] = [
     ExitCode { code: 0, meaning: "the guest powered off, or the VM was saved" },
     ExitCode { code: 1, meaning: "the VM could not be started" },
     ExitCode { code: 2, meaning: "the command line is wrong" },
@@ -24,6 +24,7 @@ pub const EXIT_CODES: [ExitCode; 8] = [
     ExitCode { code: 22, meaning: "the guest's kernel panicked" },
     ExitCode { code: 23, meaning: "the guest asked for a reset, and --on-reset is stop" },
     ExitCode { code: 24, meaning: "the engine or the host could not go on" },
+    ExitCode { code: 25, meaning: "the VM's process made a system call that its jail forbids" },
 ];
 
 /// The process exit code of `verdict`.
@@ -76,6 +77,8 @@ mod tests {
             assert_eq!(EXIT_CODES.iter().filter(|c| c.code == code).count(), 1, "{verdict:?}");
             assert!(!message(verdict).is_empty());
         }
+        let jails = i32::from(EXIT_CODES[8].code);
+        assert_eq!(jails, jail::violation::EXIT_CODE);
         assert!(message(&verdicts[3]).contains("CPU 3"));
     }
 }

@@ -25,8 +25,10 @@ use machine::{DeviceSlot, HostError, HostServices, RequestQueue, SerialInput};
 use machine_spec::{HostKey, RamBacking, RamSpec};
 use rustix::rand::GetRandomFlags;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
 
@@ -44,6 +46,8 @@ pub struct Host {
     gate: Arc<InputGate>,
     ram: Mutex<Option<Arc<RamMapping>>>,
     disks: Mutex<BTreeMap<String, Arc<OpenDisk>>>,
+    /// Kernel and initial RAM disk by path, for resets: later they may be out of reach.
+    boot_files: Mutex<BTreeMap<PathBuf, Arc<File>>>,
 }
 
 impl Host {
@@ -66,6 +70,7 @@ impl Host {
             gate: Arc::default(),
             ram: Mutex::new(None),
             disks: Mutex::default(),
+            boot_files: Mutex::default(),
         }
     }
 
@@ -101,6 +106,25 @@ impl Host {
             INITRD => boot.initrd.as_deref(),
             _ => None,
         }
+    }
+
+    /// Opens what a reset reads; what is not there is told of then.
+    pub fn open_boot_files(&self) {
+        for key in [KERNEL, INITRD] {
+            if let Some(path) = self.boot_file(&HostKey(key.into())) {
+                let _ = self.open_boot_file(path);
+            }
+        }
+    }
+
+    fn open_boot_file(&self, path: &Path) -> io::Result<Arc<File>> {
+        let mut files = lock(&self.boot_files);
+        if let Some(file) = files.get(path) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::open(path)?);
+        files.insert(path.into(), file.clone());
+        Ok(file)
     }
 
     /// The console end that a key names.
@@ -165,7 +189,9 @@ impl HostServices for Host {
 
     fn read_file(&self, file: &HostKey) -> Result<Vec<u8>, HostError> {
         let path = self.boot_file(file).ok_or_else(|| HostError("the spec names no such file".into()))?;
-        read_capped(path).map_err(|error| HostError(format!("{}: {error}", path.display())))
+        self.open_boot_file(path)
+            .and_then(|file| read_capped(&file))
+            .map_err(|error| HostError(format!("{}: {error}", path.display())))
     }
     fn file_name(&self, file: &HostKey) -> String {
         self.boot_file(file).map_or_else(|| file.0.clone(), |path| path.display().to_string())
@@ -222,10 +248,15 @@ impl EntropySource for Entropy {
     }
 }
 
-fn read_capped(path: &Path) -> std::io::Result<Vec<u8>> {
-    let bytes = std::fs::metadata(path)?.len();
-    if bytes > MAX_BOOT_FILE_BYTES {
-        return Err(std::io::Error::other(format!("{bytes} bytes are too much for a kernel or initrd")));
+/// From its beginning, as often as it is asked for.
+fn read_capped(mut file: &File) -> io::Result<Vec<u8>> {
+    if file.stream_position().is_ok_and(|at| at != 0) {
+        file.rewind()?;
     }
-    std::fs::read(path)
+    let mut bytes = Vec::new();
+    if file.take(MAX_BOOT_FILE_BYTES + 1).read_to_end(&mut bytes)? as u64 > MAX_BOOT_FILE_BYTES {
+        let limit = MAX_BOOT_FILE_BYTES >> 30;
+        return Err(io::Error::other(format!("more than {limit} GiB are too much for a kernel or initrd")));
+    }
+    Ok(bytes)
 }

@@ -4,10 +4,11 @@
 //! [`run`] returns.
 
 use crate::bell::Bell;
+use crate::control::folder;
 use crate::control::server::{ControlSocket, ServeError};
 use crate::desk::Desk;
 use crate::driver::{Driver, Policy, SaveJobs};
-use crate::engine::{self, EngineUnavailable};
+use crate::engine::{self, EngineUnavailable, Engines};
 use crate::host::Host;
 use crate::panic_watch::PanicWatch;
 use crate::saved_file::{LoadFileError, SavedVm};
@@ -19,9 +20,11 @@ use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
 use host_io::signals::EndSignals;
 use hypervisor::{CpuModel, Hypervisor, Statistics};
+use jail::{FileUse, JailError};
 use machine::{BootError, BuildError, Machine, Parts, Request, RequestQueue, Verdict};
 use machine_spec::MachineSpec;
 use std::io::IsTerminal;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -52,6 +55,9 @@ pub enum LaunchError {
     /// A disk that is to stay as it is cannot have an overlay.
     #[error(transparent)]
     Disk(#[from] disk_formats::DiskError),
+    /// The jail cannot be closed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A thread or the event loop cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -84,18 +90,29 @@ pub struct Ended {
 /// Says something to people before the guest does.
 pub type Say<'a> = &'a dyn Fn(&str);
 
-/// Runs the VM of a resolved spec to its end. `say` hears why its engine is not the one that may be expected.
-pub fn run(vm: &VmSpec, say: Say<'_>) -> Result<Ended, LaunchError> {
+/// How a VM is run.
+#[derive(Clone, Copy)]
+pub struct Manner<'a> {
+    /// Hears why its engine is not the one that may be expected, and what the jail lacks.
+    pub say: Say<'a>,
+    /// In the jail.
+    pub jailed: bool,
+}
+
+/// Runs the VM of a resolved spec to its end.
+pub fn run(vm: &VmSpec, manner: Manner<'_>) -> Result<Ended, LaunchError> {
     // Before an engine is asked for anything: what is wrong with it is said first.
     MachineSpec::try_from(vm)?;
-    let engine = choose(vm.engine, say)?;
-    let vm = &VmSpec { cpu_model: cpu_model(vm, &*engine, say), ..vm.clone() };
+    let engines = Engines::open();
+    let engine = choose(&engines, vm.engine, manner.say)?;
+    let vm = &VmSpec { cpu_model: cpu_model(vm, &*engine, manner.say), ..vm.clone() };
     let mut spec = MachineSpec::try_from(vm)?;
     // A new guest's TSC may run at any rate: so that its engine can give it without scaling.
     if let Some(khz) = engine.capabilities().tsc_khz {
         spec.clock.tsc_khz = khz;
     }
-    launch(vm, spec, engine, say, true, |machine, host| Ok(machine.boot(host)?))
+    let start = Start { vm, spec, engine, engines, booted_here: true };
+    launch(start, manner, |machine, host| Ok(machine.boot(host)?))
 }
 
 /// The CPU model of a new VM: one that was not named leaves out what an engine lacks that was.
@@ -112,8 +129,8 @@ fn cpu_model(vm: &VmSpec, engine: &dyn Hypervisor, say: Say<'_>) -> Option<Strin
     Some(model.to_string())
 }
 
-fn choose(choice: EngineChoice, say: Say<'_>) -> Result<Box<dyn Hypervisor>, LaunchError> {
-    let chosen = engine::choose(choice)?;
+fn choose(engines: &Engines, choice: EngineChoice, say: Say<'_>) -> Result<Box<dyn Hypervisor>, LaunchError> {
+    let chosen = engines.choose(choice)?;
     if let Some(note) = chosen.note {
         say(&note);
     }
@@ -125,7 +142,7 @@ pub fn restore(
     file: &Path,
     name: Option<&str>,
     engine: Option<EngineChoice>,
-    say: Say<'_>,
+    manner: Manner<'_>,
 ) -> Result<Ended, LaunchError> {
     let saved = SavedVm::open(file)?;
     let mut vm = saved.vm.clone();
@@ -135,19 +152,32 @@ pub fn restore(
     }
     vm.engine = engine.unwrap_or(vm.engine);
     let spec = saved.machine.clone();
-    let engine = choose(vm.engine, say)?;
-    launch(&vm, spec, engine, say, false, |machine, host| Ok(saved.restore(machine, host)?))
+    let engines = Engines::open();
+    let engine = choose(&engines, vm.engine, manner.say)?;
+    let start = Start { vm: &vm, spec, engine, engines, booted_here: false };
+    launch(start, manner, |machine, host| Ok(saved.restore(machine, host)?))
+}
+
+/// What a VM is made of.
+struct Start<'a> {
+    vm: &'a VmSpec,
+    spec: MachineSpec,
+    engine: Box<dyn Hypervisor>,
+    engines: Engines,
+    booted_here: bool,
 }
 
 /// Builds the machine, has `prepare` give it what it starts with, and runs it.
 fn launch(
-    vm: &VmSpec,
-    spec: MachineSpec,
-    engine: Box<dyn Hypervisor>,
-    say: Say<'_>,
-    booted_here: bool,
+    start: Start<'_>,
+    Manner { say, jailed }: Manner<'_>,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
 ) -> Result<Ended, LaunchError> {
+    let Start { vm, spec, engine, engines, booted_here } = start;
+    if jailed {
+        cpu_kvm::on_thread_start(|| jail::enter(jail::Thread::Watch, &[]));
+        jail::arm()?.into_iter().for_each(say);
+    }
     let on_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     if on_terminal && vm.serial.iter().chain(&vm.consoles).any(|end| end == "stdio") {
         say("Ctrl-A x ends the VM, Ctrl-A h shows the keys");
@@ -173,9 +203,11 @@ fn launch(
     let on_panic = panic_timer(&events, &watch, &requests, vm.on_panic);
     let device_events = DeviceEvents::new(events.handle(), clock.clone());
     let host = Arc::new(Host::new(vm.clone(), device_events, requests.clone(), watch.clone(), on_panic));
-    let machine = Arc::new(build(vm, spec, &*engine, &host, &requests, say)?);
+    let machine = Arc::new(build(vm, spec, &*engine, &engines, &host, &requests, say)?);
     prepare(&machine, &host)?;
     leave_frozen_disks(&host)?;
+    host.open_boot_files();
+    let engines = Arc::new(engines);
     let saves = Arc::new(SaveJobs::default());
     let name = vm.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
     let desk = Desk {
@@ -183,6 +215,7 @@ fn launch(
         name: name.clone(),
         machine: Arc::downgrade(&machine),
         host: Arc::downgrade(&host),
+        engines: engines.clone(),
         clock: clock.clone(),
         requests: requests.clone(),
         bell: bell.clone(),
@@ -190,14 +223,33 @@ fn launch(
     };
     let control = ControlSocket::open(&name, Arc::new(desk))?;
     let threads = VcpuThreads::start(machine.clone(), host.beds().to_vec(), &clock)?;
+    // From here on nothing is opened by name.
+    jail::close(&own_files(&host))?;
     let policy = Policy { on_reset: vm.on_reset, on_panic: vm.on_panic };
-    let driver = Driver { machine, host, requests, bell, threads, watch, saves, policy, booted_here };
+    let driver =
+        Driver { machine, host, engines, requests, bell, threads, watch, saves, policy, booted_here };
     // A machine that was just built can be started.
     let _ = driver.requests.ask(Request::Start);
     let verdict = driver.run();
     let statistics = driver.machine.statistics();
     drop(control);
     Ok(Ended { verdict, statistics })
+}
+
+/// What the main thread does with files by name while the VM runs: its control socket's file goes, and a block device's
+/// identity is read.
+fn own_files(host: &Host) -> Vec<FileUse> {
+    let mut files =
+        vec![FileUse::RemoveIn(folder::path()), FileUse::Read("/proc/sys/kernel/random/boot_id".into())];
+    for (_, disk) in host.disks() {
+        if let Ok(found) = std::fs::metadata(disk.image().path())
+            && found.file_type().is_block_device()
+        {
+            let (major, minor) = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
+            files.push(FileUse::Read(format!("/sys/dev/block/{major}:{minor}").into()));
+        }
+    }
+    files
 }
 
 /// Gives every disk whose image is to stay as it is an overlay, and says so.
@@ -217,6 +269,7 @@ fn build(
     vm: &VmSpec,
     spec: MachineSpec,
     engine: &dyn Hypervisor,
+    engines: &Engines,
     host: &Host,
     requests: &Arc<RequestQueue>,
     say: Say<'_>,
@@ -226,7 +279,7 @@ fn build(
     };
     match on(engine, spec.clone()) {
         Err(BuildError::Engine(error)) if vm.engine == EngineChoice::Auto => {
-            let other = choose(engine::EVERYWHERE, say)?;
+            let other = choose(engines, engine::EVERYWHERE, say)?;
             say(&format!("engine {}, because: {error}", other.capabilities().name));
             Ok(on(&*other, spec)?)
         }

@@ -3,9 +3,8 @@
 //! Called by: the driver, through a [`crate::driver::SaveJob`] of [`crate::desk`]; `launch` for a restore.
 //!
 //! Invariants:
-//! - The file is written under a temporary name in the same folder, made durable, and renamed: a crash leaves the
-//!   old file or none. Only its owner may read it: it holds the guest's memory.
-//! - Nothing but an earlier save is ever replaced.
+//! - Nothing is opened by name: who asks for the save made its files, and puts them in their places
+//!   ([`crate::control::save`]).
 //! - Disks are named by path, and known by identity: one that moved on since the save is refused.
 //! - With `and_continue`, every writable disk is frozen and goes on in an overlay before the guest runs again. The
 //!   save says so ([`crate::wire::DiskSpec::frozen`]): brought back, it leaves the frozen images as they are, too.
@@ -13,18 +12,17 @@
 use crate::disk::OpenDisk;
 use crate::host::Host;
 use crate::wire::{SpecError, VmSpec};
-use disk_formats::{DiskError, DiskIdentity};
+use disk_formats::{DiskError, DiskIdentity, NewFile};
 use machine::Machine;
 use machine::saved_vm::{
-    ByteSink, ByteSource, CRITICAL, Kind, LoadError, MAGIC, RamSaver, Reader, SaveError, StreamError, Writer,
+    ByteSink, ByteSource, CRITICAL, Kind, LoadError, RamSaver, Reader, SaveError, StreamError, Writer,
 };
 use machine_spec::MachineSpec;
-use rustix::rand::GetRandomFlags;
 use saved_state::{FieldWriter, Fields, RestoreError, SavedState};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The VM as people wrote it, with its disks as they are now (TOML).
 const KIND_HOST: Kind = *b"HOST";
@@ -44,14 +42,9 @@ pub enum SaveFileError {
         /// The system's answer.
         source: io::Error,
     },
-    /// What is there must stay.
-    #[error("{}: {problem}; choose another name", path.display())]
-    Occupied {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        problem: &'static str,
-    },
+    /// The files that came with it are not those that it needs.
+    #[error("{0}")]
+    Files(&'static str),
     /// The machine cannot be saved.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -135,62 +128,58 @@ impl SavedState for SavedDisk {
 
 /// One save.
 pub struct Save<'a> {
-    /// Where to.
-    pub file: &'a Path,
+    /// What the file will be called.
+    pub name: &'a Path,
+    /// The file: new, and empty.
+    pub file: File,
     /// The VM.
     pub vm: &'a VmSpec,
     /// Its ground.
     pub host: &'a Host,
     /// Compress RAM.
     pub compress: bool,
-    /// The guest goes on, its disks in overlays.
-    pub and_continue: bool,
+    /// If the guest goes on: an overlay for each disk that it writes, with the image that it is for.
+    pub overlays: Option<Vec<(PathBuf, NewFile)>>,
 }
 
 impl Save<'_> {
     /// Writes the file; the machine stands still. Gives a sentence about it.
-    pub fn write(&self, machine: &Machine) -> Result<String, SaveFileError> {
+    pub fn write(mut self, machine: &Machine) -> Result<String, SaveFileError> {
         let mut vm = self.vm.clone();
         vm.disks = self.host.present_disks();
-        check_target(self.file, self.vm.files().into_iter().chain(vm.files()))?;
         for disk in &mut vm.disks {
-            disk.frozen = self.and_continue && !disk.read_only;
+            disk.frozen = self.overlays.is_some() && !disk.read_only;
         }
-        let (temporary, file) = self.create_temporary().map_err(|source| self.io_error(source))?;
-        let result = self.write_as(&temporary, file, &vm, machine);
-        if result.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        result
-    }
-
-    /// The error names the file that people asked for, whatever it is called meanwhile.
-    fn io_error(&self, source: io::Error) -> SaveFileError {
-        SaveFileError::Io { path: self.file.into(), source }
-    }
-
-    /// A new file of a name that nobody can know before.
-    fn create_temporary(&self) -> io::Result<(PathBuf, File)> {
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, GetRandomFlags::empty())?;
-        let mut name = self.file.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{:016x}.tmp", u64::from_ne_bytes(random)));
-        let path = self.file.with_file_name(name);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok((path, file))
-    }
-
-    fn write_as(
-        &self,
-        temporary: &Path,
-        file: File,
-        vm: &VmSpec,
-        machine: &Machine,
-    ) -> Result<String, SaveFileError> {
-        let fail = |source| self.io_error(source);
         let disks = self.host.disks();
+        let overlays = match self.overlays.take() {
+            Some(overlays) => assign(&disks, overlays)?,
+            None => Vec::new(),
+        };
+        let bytes = self.write_file(&vm, &disks, machine)?;
+        let mut message = format!("saved to {} ({} MiB)", self.name.display(), bytes.div_ceil(1 << 20));
+        for (disk, overlay) in overlays {
+            disk.continue_in(overlay)?;
+            let option = disk.spec().to_option();
+            message.push_str(&format!("\na disk goes on in an overlay; to start it again: --disk {option}"));
+        }
+        Ok(message)
+    }
+
+    /// Writes all of the file, and makes it durable; its size.
+    fn write_file(
+        &self,
+        vm: &VmSpec,
+        disks: &[(String, Arc<OpenDisk>)],
+        machine: &Machine,
+    ) -> Result<u64, SaveFileError> {
+        // The error names the file that people asked for, whatever it is called meanwhile.
+        let fail = |source| SaveFileError::Io { path: self.name.into(), source };
+        let found = self.file.metadata().map_err(fail)?;
+        if !found.is_file() || found.len() != 0 {
+            return Err(SaveFileError::Files("the file to save to is no new, empty file"));
+        }
         let saved = disks.iter().map(|(key, disk)| saved_disk(key, disk)).collect::<Result<Vec<_>, _>>()?;
-        let mut sink = Sink(BufWriter::with_capacity(1 << 20, file));
+        let mut sink = Sink(BufWriter::with_capacity(1 << 20, &self.file));
         let stream = |error| SaveFileError::Save(SaveError::Stream(error));
         let mut writer = Writer::begin(&mut sink).map_err(stream)?;
         writer.record(KIND_HOST, CRITICAL, vm.to_toml().as_bytes()).map_err(stream)?;
@@ -199,61 +188,30 @@ impl Save<'_> {
         }
         machine.save(&mut writer, RamSaver { compress: self.compress }, self.host, |_| {})?;
         writer.finish().map_err(stream)?;
-        let file = sink.0.into_inner().map_err(|error| fail(error.into_error()))?;
-        file.sync_all().map_err(fail)?;
-        let bytes = file.metadata().map_err(fail)?.len();
-        drop(file);
-        let mut overlays = Vec::new();
-        if self.and_continue {
-            for (_, disk) in &disks {
-                if disk.continue_in_overlay()?.is_some() {
-                    overlays.push(disk.spec().to_option());
-                }
-            }
-        }
-        self.put_in_place(temporary)?;
-        let mut message = format!("saved to {} ({} MiB)", self.file.display(), bytes.div_ceil(1 << 20));
-        for option in overlays {
-            message.push_str(&format!("\na disk goes on in an overlay; to start it again: --disk {option}"));
-        }
-        Ok(message)
-    }
-
-    fn put_in_place(&self, temporary: &Path) -> Result<(), SaveFileError> {
-        let fail = |source| self.io_error(source);
-        std::fs::rename(temporary, self.file).map_err(fail)?;
-        let folder = self.file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+        sink.0.flush().map_err(fail)?;
+        drop(sink);
+        self.file.sync_all().map_err(fail)?;
+        Ok(self.file.metadata().map_err(fail)?.len())
     }
 }
 
-/// Whether `target` may be written: it is new or an earlier save, and none of the VM's own `files`.
-fn check_target(target: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<(), SaveFileError> {
-    let fail = |source| SaveFileError::Io { path: target.into(), source };
-    let occupied = |problem| Err(SaveFileError::Occupied { path: target.into(), problem });
-    let there = match std::fs::metadata(target) {
-        Ok(there) => there,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(fail(error)),
-    };
-    if there.is_dir() {
-        return occupied("it is a folder");
+type Overlaid = Vec<(Arc<OpenDisk>, NewFile)>;
+
+/// Each disk that the guest writes with its overlay. There must be one for each: the images may have changed since the
+/// files were made.
+fn assign(
+    disks: &[(String, Arc<OpenDisk>)],
+    mut overlays: Vec<(PathBuf, NewFile)>,
+) -> Result<Overlaid, SaveFileError> {
+    let mut assigned = Vec::new();
+    for (_, disk) in disks.iter().filter(|(_, disk)| !disk.spec().read_only) {
+        let image = disk.image();
+        let at = overlays.iter().position(|(of, _)| of == image.path());
+        let at =
+            at.ok_or(SaveFileError::Files("the VM's disks have changed meanwhile: save it once more"))?;
+        assigned.push((disk.clone(), overlays.swap_remove(at).1));
     }
-    if !there.is_file() {
-        return occupied("it is no regular file");
-    }
-    let is_target = |file: &PathBuf| {
-        std::fs::metadata(file).is_ok_and(|file| (file.dev(), file.ino()) == (there.dev(), there.ino()))
-    };
-    if files.into_iter().any(|file| is_target(&file)) {
-        return occupied("the VM itself uses this file");
-    }
-    let mut magic = [0; MAGIC.len()];
-    match File::open(target).and_then(|mut file| file.read_exact(&mut magic)) {
-        Ok(()) if magic == MAGIC => Ok(()),
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(fail(error)),
-        _ => occupied("there is another file, which is no saved VM"),
-    }
+    Ok(assigned)
 }
 
 fn saved_disk(key: &str, disk: &OpenDisk) -> Result<SavedDisk, SaveFileError> {
@@ -339,9 +297,9 @@ impl SavedVm {
     }
 }
 
-struct Sink(BufWriter<File>);
+struct Sink<'a>(BufWriter<&'a File>);
 
-impl ByteSink for Sink {
+impl ByteSink for Sink<'_> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         self.0.write_all(bytes).map_err(|error| StreamError(error.to_string()))
     }

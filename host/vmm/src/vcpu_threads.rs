@@ -153,6 +153,7 @@ impl VcpuThreads {
             let (target, bed, gate, clock) =
                 (all.target.clone(), bed.clone(), all.gate.clone(), clock.clone());
             let thread = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
+                jail::enter(jail::Thread::Vcpu, &[]);
                 let life = Life { target: &*target, gate: &gate, id: id as u32 };
                 while life.gate.pass() {
                     if let Next::Wait(wake_at) = life.target.run(life.id) {

@@ -208,12 +208,15 @@ pub struct RunArgs {
     /// What a panic of the guest's kernel does, as seen on its serial console
     #[arg(long, value_enum, help_heading = "Running")]
     pub on_panic: Option<OnPanic>,
-    /// Go on with a VM saved by ctl save; takes nothing else but --name and --engine
+    /// Go on with a VM saved by ctl save; takes nothing else but --name, --engine and --no-sandbox
     #[arg(long, value_name = "FILE", help_heading = "Running", conflicts_with_all = [
         "spec", "kernel", "initrd", "append", "disk", "net", "serial", "console", "cpus", "memory", "cpu_model",
         "clock_rate", "on_reset", "on_panic", "dry_run",
     ])]
     pub restore: Option<PathBuf>,
+    /// Run without the jail: for debugging (a trace of the stack, strace, a profiler)
+    #[arg(long, help_heading = "Running")]
+    pub no_sandbox: bool,
     /// Say how it ended (or, with --dry-run, what it is) as JSON, in the last line
     #[arg(long, help_heading = "Running")]
     pub json: bool,

@@ -3,7 +3,8 @@
 use crate::args::Ctl;
 use anyhow::Context;
 use std::process::ExitCode;
-use vmm::control::{Ask, Status, client};
+use vmm::control::save::{self, SaveAsked};
+use vmm::control::{Answer, Ask, Status, client};
 
 /// Lists them.
 pub fn ps(json: bool) -> anyhow::Result<ExitCode> {
@@ -27,14 +28,18 @@ pub fn ctl(name: &str, what: &Ctl, json: bool) -> anyhow::Result<ExitCode> {
         Ctl::Kill => Ask::Kill,
         Ctl::Move { engine } => Ask::Move { engine: (*engine).into() },
         Ctl::Save { file, and_continue, compress } => {
-            // The VM's process has another current folder, maybe.
+            // For the messages of the VM's process, which may have another current folder.
             let file = std::path::absolute(file).with_context(|| file.display().to_string())?;
-            Ask::Save { file, and_continue: *and_continue, compress: *compress }
+            let asked = SaveAsked { file: &file, and_continue: *and_continue, compress: *compress };
+            return Ok(show(&save::save(name, asked)?, json)?);
         }
     };
-    let answer = client::ask(name, &ask)?;
+    Ok(show(&client::ask(name, &ask)?, json)?)
+}
+
+fn show(answer: &Answer, json: bool) -> serde_json::Result<ExitCode> {
     if json {
-        println!("{}", serde_json::to_string(&answer)?);
+        println!("{}", serde_json::to_string(answer)?);
     } else if let Some(status) = &answer.status {
         print!("{}", table(std::slice::from_ref(status)));
         status.counts.iter().for_each(|(name, count)| println!("  {name}: {count}"));

@@ -3,6 +3,7 @@
 use crate::args::{self, RunArgs};
 use anyhow::Context;
 use std::process::ExitCode;
+use vmm::launch::Manner;
 use vmm::wire::{BootSpec, DiskSpec, EngineChoice, NetSpec, OnPanic, OnReset, VmSpec};
 
 /// Runs it.
@@ -13,11 +14,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             eprintln!("bedplate: {text}");
         }
     };
+    let manner = Manner { say: &say, jailed: !args.no_sandbox };
     if let Some(file) = &args.restore {
-        return Ok(ended(
-            &vmm::launch::restore(file, args.name.as_deref(), args.engine.map(EngineChoice::from), &say)?,
-            args,
-        ));
+        let engine = args.engine.map(EngineChoice::from);
+        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref(), engine, manner)?, args));
     }
     let spec = spec(args)?;
     // The machine's own rules, too.
@@ -30,7 +30,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    Ok(ended(&vmm::launch::run(&spec, &say)?, args))
+    Ok(ended(&vmm::launch::run(&spec, manner)?, args))
 }
 
 /// Says how it ended; on standard error, because standard output is the guest's.

@@ -18,15 +18,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use host_io::block_store::check_range;
-use host_io::file_lock::ImageLock;
+use host_io::file_lock::{ImageLock, LockMode};
 use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
 
 use self::header::Header;
-use crate::raw::open_locked;
-use crate::{BlockStore, Disk, DiskError, DiskIdentity, DiskSpec, Format, identity, overlay};
+use crate::overlay::{self, Base, Layer, NewFile};
+use crate::raw::{layer, open_locked};
+use crate::{BlockStore, Disk, DiskError, DiskIdentity, DiskSpec, Format, identity};
 
 /// Images in a chain, the top one included.
 const MAX_CHAIN: usize = 16;
@@ -36,16 +37,12 @@ type Image = FormatAccess<ImagoFile>;
 /// An open qcow2 image with its chain.
 pub(crate) struct Qcow2Disk {
     spec: DiskSpec,
-    /// The image file, for its identity.
-    file: File,
+    own: Layer,
     /// Reads and writes share; what takes mappings away (discard) is alone. `None` only while it is dropped.
     image: RwLock<Option<Image>>,
     size_bytes: u64,
     /// The backing files, nearest first.
-    backing: Vec<File>,
-    lock: ImageLock,
-    /// Held, not used: the backing files' locks.
-    _backing_locks: Vec<ImageLock>,
+    below: Vec<Layer>,
     opened_as: DiskIdentity,
     /// Set when an overlay took over: no more changes.
     frozen: AtomicBool,
@@ -61,21 +58,33 @@ impl std::fmt::Debug for Qcow2Disk {
 
 impl Qcow2Disk {
     pub(crate) fn open(spec: &DiskSpec) -> Result<Qcow2Disk, DiskError> {
-        let allowed = Allowed::resolve(&spec.backing_allow);
-        let mut chain = Chain { allowed, files: Vec::new(), locks: Vec::new() };
         let (file, file_bytes, lock) = open_locked(&spec.path, spec.read_only)?;
         let header = Header::read(&file, file_bytes, &spec.path, spec.read_only)?;
-        let backing = chain.open_backing(&spec.path, &header, 1)?;
-        let opened_as = identify(&spec.path, &file, header.size_bytes, &chain.files)?;
-        let image = open_image(&spec.path, &file, !spec.read_only, backing)?;
+        let below = layers_below(spec, &header)?;
+        Self::with(spec, &header, layer(&spec.path, Format::Qcow2, file, lock)?, below)
+    }
+
+    /// Opens a new overlay of `below`, which is open, and which its header names.
+    pub(crate) fn over(spec: &DiskSpec, file: File, below: Vec<Layer>) -> Result<Qcow2Disk, DiskError> {
+        let fail = |what| move |source| DiskError::Io { path: spec.path.clone(), what, source };
+        check_chain(&spec.path, below.len())?;
+        let bytes = file.metadata().map_err(fail("find its size"))?.len();
+        let header = Header::read(&file, bytes, &spec.path, false)?;
+        let lock = ImageLock::acquire(&file, LockMode::Write).map_err(fail("lock it"))?;
+        let (file, lock) = (Arc::new(file), Arc::new(lock));
+        let own = Layer { path: spec.path.clone(), format: Format::Qcow2, file, lock };
+        Self::with(spec, &header, own, below)
+    }
+
+    fn with(spec: &DiskSpec, header: &Header, own: Layer, below: Vec<Layer>) -> Result<Qcow2Disk, DiskError> {
+        let opened_as = identify(&spec.path, &own.file, header.size_bytes, &below)?;
+        let image = open_image(&spec.path, &own.file, !spec.read_only, open_layers(&below)?)?;
         Ok(Qcow2Disk {
             spec: spec.clone(),
-            file,
+            own,
             size_bytes: header.size_bytes,
             image: RwLock::new(Some(image)),
-            backing: chain.files,
-            lock,
-            _backing_locks: chain.locks,
+            below,
             opened_as,
             frozen: AtomicBool::new(false),
             broken: AtomicBool::new(false),
@@ -203,12 +212,12 @@ impl Disk for Qcow2Disk {
     }
 
     fn identity(&self) -> Result<DiskIdentity, DiskError> {
-        identify(&self.spec.path, &self.file, self.size_bytes, &self.backing)
+        identify(&self.spec.path, &self.own.file, self.size_bytes, &self.below)
     }
 
-    fn create_overlay(&self, path: &Path) -> Result<Box<dyn Disk>, DiskError> {
-        let base = overlay::Base { disk: self, spec: &self.spec, lock: &self.lock, frozen: &self.frozen };
-        overlay::create(&base, path)
+    fn create_overlay(&self, overlay: NewFile) -> Result<Box<dyn Disk>, DiskError> {
+        let Self { spec, own, below, frozen, .. } = self;
+        overlay::create(&Base { disk: self, spec, own, below, frozen }, overlay)
     }
 }
 
@@ -228,11 +237,11 @@ pub(crate) fn format_overlay(file: &File, size_bytes: u64, backing: &Path, forma
     file.sync_all()
 }
 
-fn identify(path: &Path, file: &File, size_bytes: u64, backing: &[File]) -> Result<DiskIdentity, DiskError> {
+fn identify(path: &Path, file: &File, size_bytes: u64, below: &[Layer]) -> Result<DiskIdentity, DiskError> {
     let fail = |source| DiskError::Io { path: path.into(), what: "find its identity", source };
     let mut generations = Vec::new();
-    for file in backing {
-        generations.push(identity::identify(file, 0, &[]).map_err(fail)?.generation);
+    for layer in below {
+        generations.push(identity::identify(&layer.file, 0, &[]).map_err(fail)?.generation);
     }
     identity::identify(file, size_bytes, &generations).map_err(fail)
 }
@@ -266,42 +275,48 @@ impl Allowed {
     }
 }
 
-/// The backing files of an image, as they are opened.
-struct Chain {
-    allowed: Allowed,
-    files: Vec<File>,
-    locks: Vec<ImageLock>,
+/// Opens the files that `header`, of the image of `spec`, is based on, nearest first.
+fn layers_below(spec: &DiskSpec, header: &Header) -> Result<Vec<Layer>, DiskError> {
+    let allowed = Allowed::resolve(&spec.backing_allow);
+    let mut layers = Vec::new();
+    let (mut image, mut named) = (spec.path.clone(), named_by(header));
+    while let Some((name, format)) = named.take() {
+        check_chain(&image, layers.len() + 1)?;
+        let path = allowed.find(&image, &name)?;
+        let format = DiskSpec { format, ..DiskSpec::new(&path) }.resolved_format();
+        let (file, file_bytes, lock) = open_locked(&path, true)?;
+        if format == Format::Qcow2 {
+            named = named_by(&Header::read(&file, file_bytes, &path, true)?);
+        }
+        layers.push(layer(&path, format, file, lock)?);
+        image = path;
+    }
+    Ok(layers)
 }
 
-impl Chain {
-    /// Opens the backing file that the header of `image` names, with everything below it.
-    fn open_backing(
-        &mut self,
-        image: &Path,
-        header: &Header,
-        depth: usize,
-    ) -> Result<Option<Arc<Image>>, DiskError> {
-        let Some(name) = &header.backing_name else { return Ok(None) };
-        if depth >= MAX_CHAIN {
-            let problem =
-                format!("more than {MAX_CHAIN} images; shorten it with `qemu-img commit` or `convert`");
-            return Err(DiskError::Malformed { path: image.into(), field: "backing chain", problem });
-        }
-        let path = self.allowed.find(image, name)?;
-        let spec = DiskSpec { format: header.backing_format, ..DiskSpec::new(&path) };
-        let (file, file_bytes, lock) = open_locked(&path, true)?;
-        let backing = match spec.resolved_format() {
-            Format::Raw => open_raw(&path, &file)?,
-            Format::Qcow2 => {
-                let header = Header::read(&file, file_bytes, &path, true)?;
-                let below = self.open_backing(&path, &header, depth + 1)?;
-                open_image(&path, &file, false, below)?
-            }
-        };
-        self.files.insert(0, file);
-        self.locks.push(lock);
-        Ok(Some(Arc::new(backing)))
+fn named_by(header: &Header) -> Option<(String, Option<Format>)> {
+    Some((header.backing_name.clone()?, header.backing_format))
+}
+
+/// Whether `image` may be based on as many.
+fn check_chain(image: &Path, below: usize) -> Result<(), DiskError> {
+    if below < MAX_CHAIN {
+        return Ok(());
     }
+    let problem = format!("more than {MAX_CHAIN} images; shorten it with `qemu-img commit` or `convert`");
+    Err(DiskError::Malformed { path: image.into(), field: "backing chain", problem })
+}
+
+/// Has imago open what is below an image, from the bottom.
+fn open_layers(layers: &[Layer]) -> Result<Option<Arc<Image>>, DiskError> {
+    let mut below = None;
+    for layer in layers.iter().rev() {
+        below = Some(Arc::new(match layer.format {
+            Format::Raw => open_raw(&layer.path, &layer.file)?,
+            Format::Qcow2 => open_image(&layer.path, &layer.file, false, below)?,
+        }));
+    }
+    Ok(below)
 }
 
 /// Has imago open a checked image.

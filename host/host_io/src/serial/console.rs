@@ -90,7 +90,10 @@ impl ConsolePort {
         };
         let thread = std::thread::Builder::new()
             .name("console".into())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                jail::enter(jail::Thread::Console, &worker.end.files());
+                worker.run();
+            })
             .map_err(ConsoleError::Start)?;
         Ok(ConsolePort { shared, thread: Some(thread) })
     }

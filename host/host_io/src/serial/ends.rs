@@ -15,6 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use jail::FileUse;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -138,6 +139,15 @@ impl End {
             }
             ConsoleSpec::Stdio => open_stdio(),
         }
+    }
+}
+
+impl End {
+    /// What is done with files by name once it is open: the socket's goes.
+    pub(super) fn files(&self) -> Vec<FileUse> {
+        let folder = self.listener.as_ref().and_then(|listener| listener.path.parent());
+        let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+        folder.map(|folder| FileUse::RemoveIn(folder.into())).into_iter().collect()
     }
 }
 

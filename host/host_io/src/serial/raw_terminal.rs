@@ -3,7 +3,8 @@
 //! Called by: `serial::console` for a console on standard input.
 //!
 //! Ways out: drop; `exit` (atexit); a panic anywhere (panic hook, before the message is printed); a fatal signal (handler
-//! that restores, hands the signal back to whoever owned it before, and lets it happen again).
+//! that restores, hands the signal back to whoever owned it before, and lets it happen again); a forbidden system call (the
+//! jail's last act).
 //!
 //! Invariants:
 //! - At most one guard exists at a time; the saved settings stand in one atomic pointer and are taken exactly once.
@@ -106,6 +107,7 @@ fn install_once() {
         restore_terminal();
     }
     ONCE.call_once(|| {
+        jail::violation::set_last_act(|| _ = restore_terminal());
         // SAFETY: registers a plain function that lives as long as the program.
         unsafe { libc::atexit(at_exit) };
         let before = std::panic::take_hook();
@@ -208,6 +210,12 @@ mod tests {
             "panic" => panic!("on purpose"),
             "panic-elsewhere" => _ = std::thread::spawn(|| panic!("on purpose")).join(),
             "abort" => std::process::abort(),
+            "forbidden" => {
+                jail::arm().unwrap();
+                jail::enter(jail::Thread::Vcpu, &[]);
+                // SAFETY: PTRACE_TRACEME of a process that is about to end.
+                unsafe { libc::syscall(libc::SYS_ptrace, 0, 0, 0, 0) };
+            }
             // SAFETY: not at all: the fault is the point, and this is a child process made for it.
             "fault" => _ = unsafe { ptr::read_volatile(ptr::dangling::<u64>()) },
             signal => {
@@ -241,6 +249,7 @@ mod tests {
         assert!(leave("exit").success());
         assert!(!leave("panic").success());
         assert!(leave("panic-elsewhere").success());
+        assert_eq!(leave("forbidden").code(), Some(jail::violation::EXIT_CODE));
         assert_eq!(leave("abort").signal(), Some(libc::SIGABRT));
         assert_eq!(leave("fault").signal(), Some(libc::SIGSEGV));
         // The standard library's own SIGSEGV and SIGBUS handler, which gets its turn after ours, swallows a sent one.

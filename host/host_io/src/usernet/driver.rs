@@ -20,7 +20,7 @@ use super::UserNetError;
 use super::addresses::MTU;
 use super::config::UserNetConfig;
 use super::nat::Nat;
-use super::sockets::{FORWARD_TOKEN, Linux};
+use super::sockets::{FORWARD_TOKEN, Linux, configuration_files};
 use super::world::FlowId;
 use crate::net::{Busy, NetPort};
 use crate::wake::WakeFd;
@@ -90,8 +90,11 @@ impl UserNetPort {
         let forwards = linux.forward_addresses();
         let pending = vec![false; config.forwards.len()];
         let driver = Driver { shared: shared.clone(), nat: Nat::new(config, linux), epoll: waiter, pending };
-        let thread =
-            std::thread::Builder::new().name("usernet".into()).spawn(move || driver.run()).map_err(start)?;
+        let run = move || {
+            jail::enter(jail::Thread::Network, &configuration_files());
+            driver.run();
+        };
+        let thread = std::thread::Builder::new().name("usernet".into()).spawn(run).map_err(start)?;
         Ok(UserNetPort { shared, forwards, thread: Some(thread) })
     }
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use jail::FileUse;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, sockopt};
@@ -21,6 +22,7 @@ use super::world::{FlowId, HostSocket, World};
 pub(super) const FORWARD_TOKEN: u64 = 1 << 63;
 /// How often `/etc/resolv.conf` is looked at.
 const RESOLVERS_AGE: Duration = Duration::from_secs(5);
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What is read of a configuration file.
 const FILE_BYTES: u64 = 256 << 10;
 
@@ -185,7 +187,7 @@ impl World for Linux {
         {
             return servers.clone();
         }
-        let path = Path::new("/etc/resolv.conf");
+        let path = Path::new(RESOLV_CONF);
         let changed = std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
         let servers = match self.cached.take() {
             Some((_, before, servers)) if before == changed => servers,
@@ -199,6 +201,17 @@ impl World for Linux {
         let hosts = self.hosts.get_or_insert_with(|| Hosts::parse(&read_file(Path::new("/etc/hosts"))));
         hosts.answer(query)
     }
+}
+
+/// The files that this reads. They are replaced by others of the same name: their folders count.
+pub(super) fn configuration_files() -> Vec<FileUse> {
+    let linked = std::fs::canonicalize(RESOLV_CONF).ok();
+    let linked = linked.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new("/"));
+    [Some(Path::new("/etc")), linked]
+        .into_iter()
+        .flatten()
+        .map(|folder| FileUse::Read(folder.into()))
+        .collect()
 }
 
 /// The beginning of a text file; empty if there is none.

@@ -3,8 +3,10 @@
 //! Called by: the `bedplate` command (`ps`, `ctl`).
 
 use super::folder::{self, FolderError};
-use super::{Answer, Ask, MAX_LINE_BYTES, Status};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use super::lines::{Lines, send};
+use super::save::PlaceError;
+use super::{Answer, Ask, Status};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,9 @@ pub enum ClientError {
         /// Its socket.
         path: PathBuf,
     },
+    /// There is no place for a save.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The connection broke.
     #[error("VM `{name}` does not answer: {source}")]
     Broken {
@@ -40,34 +45,43 @@ pub enum ClientError {
     },
 }
 
-/// Asks the VM called `name`, and waits for it to be done.
-pub fn ask(name: &str, what: &Ask) -> Result<Answer, ClientError> {
-    let path = folder::socket(name)?;
-    let broken = |source| ClientError::Broken { name: name.into(), source };
-    let answer = match UnixStream::connect(&path) {
-        Ok(stream) => converse(stream, what).map_err(broken)?,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Err(ClientError::NotRunning { name: name.into(), path });
-        }
-        Err(error) => return Err(broken(error)),
-    };
-    if answer.ok {
-        return Ok(answer);
+impl ClientError {
+    pub(super) fn refused(name: &str, answer: Answer) -> Self {
+        let reason = answer.error.unwrap_or_else(|| "it did not say why".into());
+        Self::Refused { name: name.into(), reason }
     }
-    let reason = answer.error.unwrap_or_else(|| "it did not say why".into());
-    Err(ClientError::Refused { name: name.into(), reason })
 }
 
-pub(super) fn converse(mut stream: UnixStream, what: &Ask) -> io::Result<Answer> {
+/// Asks the VM called `name`, and waits for it to be done.
+pub fn ask(name: &str, what: &Ask) -> Result<Answer, ClientError> {
+    let stream = open(name)?;
+    let answer =
+        converse(&stream, what).map_err(|source| ClientError::Broken { name: name.into(), source })?;
+    if answer.ok { Ok(answer) } else { Err(ClientError::refused(name, answer)) }
+}
+
+/// A connection to the VM called `name`.
+pub(super) fn open(name: &str) -> Result<UnixStream, ClientError> {
+    let path = folder::socket(name)?;
+    UnixStream::connect(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ClientError::NotRunning { name: name.into(), path }
+        }
+        _ => ClientError::Broken { name: name.into(), source },
+    })
+}
+
+pub(super) fn converse(stream: &UnixStream, what: &Ask) -> io::Result<Answer> {
     let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream.take(MAX_LINE_BYTES)).read_line(&mut answer)?;
-    if answer.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it answered"));
-    }
-    Ok(serde_json::from_str(&answer)?)
+    send(stream, &line, &[])?;
+    answer(&mut Lines::new(stream))
+}
+
+/// The answer to what was asked.
+pub(super) fn answer(lines: &mut Lines<'_>) -> io::Result<Answer> {
+    let gone = || io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it answered");
+    Ok(serde_json::from_slice(&lines.next()?.ok_or_else(gone)?.bytes)?)
 }
 
 /// How all running VMs are. Sockets of VMs that are gone are removed.

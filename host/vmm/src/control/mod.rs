@@ -1,5 +1,5 @@
 //! Looking after a VM from outside: a socket in the user's runtime folder, one line of JSON for a request, one for its
-//! answer.
+//! answer. It names no files: what it is to write comes as open files beside the line.
 //!
 //! Called by: `launch` ([`server`]), the `bedplate` command ([`client`]).
 //!
@@ -8,6 +8,8 @@
 
 pub mod client;
 pub mod folder;
+mod lines;
+pub mod save;
 pub mod server;
 
 use crate::wire::EngineChoice;
@@ -39,9 +41,12 @@ pub enum Ask {
         /// Which.
         engine: EngineChoice,
     },
-    /// Save to a file.
+    /// Which files does it use?
+    Files,
+    /// Save to a file. With the line comes (SCM_RIGHTS) the file, new and empty, and with `continue` a new, empty file
+    /// for each of `overlays`. The answer is [`Answer::written`], and the VM stands still until [`Ask::Placed`].
     Save {
-        /// The file, an absolute path.
+        /// What the file will be called.
         file: PathBuf,
         /// Go on afterwards, with every writable disk in an overlay.
         #[serde(default, rename = "continue")]
@@ -49,7 +54,31 @@ pub enum Ask {
         /// Compress RAM with zstd.
         #[serde(default)]
         compress: bool,
+        /// The overlays.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        overlays: Vec<Overlay>,
     },
+    /// The saved file has its name now.
+    Placed,
+}
+
+/// An overlay in a file that comes with a save.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlay {
+    /// The image that it is for.
+    pub of: PathBuf,
+    /// The file's path.
+    pub path: PathBuf,
+}
+
+/// The files of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// All of them.
+    pub used: Vec<PathBuf>,
+    /// Images that the guest writes.
+    pub written: Vec<PathBuf>,
 }
 
 /// What is answered.
@@ -63,6 +92,12 @@ pub struct Answer {
     /// What there is to say about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The save is written; not yet in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub written: bool,
+    /// For [`Ask::Files`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Files>,
     /// For [`Ask::Status`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
@@ -117,7 +152,10 @@ mod tests {
     fn lines_are_what_the_manual_says() {
         let line = r#"{"op":"save","file":"/x","continue":true}"#;
         let ask: Ask = serde_json::from_str(line).unwrap();
-        assert_eq!(ask, Ask::Save { file: "/x".into(), and_continue: true, compress: false });
+        assert_eq!(
+            ask,
+            Ask::Save { file: "/x".into(), and_continue: true, compress: false, overlays: Vec::new() }
+        );
         assert_eq!(serde_json::to_string(&Ask::Status).unwrap(), r#"{"op":"status"}"#);
         assert!(serde_json::from_str::<Ask>(r#"{"op":"format"}"#).is_err());
         let answer = serde_json::to_string(&Answer::refused("no")).unwrap();

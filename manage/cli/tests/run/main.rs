@@ -1,6 +1,7 @@
 //! The command as a process, from its command line to its exit code, with kernels of a few bytes.
 
 mod bench;
+mod jail;
 mod kvm;
 mod terminal;
 
