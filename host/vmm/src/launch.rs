@@ -137,25 +137,32 @@ fn choose(engines: &Engines, choice: EngineChoice, say: Say<'_>) -> Result<Box<d
     Ok(chosen.engine)
 }
 
-/// Brings a saved VM back and runs it to its end; `name` and `engine` are its from now on, if it gets others.
-pub fn restore(
-    file: &Path,
-    name: Option<&str>,
-    engine: Option<EngineChoice>,
-    manner: Manner<'_>,
-) -> Result<Ended, LaunchError> {
+/// What a saved VM is to have other than it had.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes<'a> {
+    /// Its name.
+    pub name: Option<&'a str>,
+    /// Its engine.
+    pub engine: Option<EngineChoice>,
+    /// Its disks are other files; see [`SavedVm::restore`].
+    pub disks_moved: bool,
+}
+
+/// Brings a saved VM back and runs it to its end.
+pub fn restore(file: &Path, changes: Changes<'_>, manner: Manner<'_>) -> Result<Ended, LaunchError> {
     let saved = SavedVm::open(file)?;
     let mut vm = saved.vm.clone();
-    if let Some(name) = name {
+    if let Some(name) = changes.name {
         check_name(name)?;
         vm.name = Some(name.into());
     }
-    vm.engine = engine.unwrap_or(vm.engine);
+    vm.engine = changes.engine.unwrap_or(vm.engine);
     let spec = saved.machine.clone();
     let engines = Engines::open();
     let engine = choose(&engines, vm.engine, manner.say)?;
     let start = Start { vm: &vm, spec, engine, engines, booted_here: false };
-    launch(start, manner, |machine, host| Ok(saved.restore(machine, host)?))
+    let moved = changes.disks_moved;
+    launch(start, manner, |machine, host| Ok(saved.restore(machine, host, moved)?))
 }
 
 /// What a VM is made of.

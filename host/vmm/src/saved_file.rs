@@ -266,15 +266,16 @@ impl SavedVm {
         Ok(Self { path: path.into(), source, vm, machine, disks, records_before })
     }
 
-    /// Gives `machine`, which was built from it, its state. Checks the disks first.
-    pub fn restore(mut self, machine: &Machine, host: &Host) -> Result<(), LoadFileError> {
-        self.check_disks(host)?;
+    /// Gives `machine`, which was built from it, its state. Checks the disks first; `disks_moved`: they may be other
+    /// files, such as copies or the same ones on another mount, of the same size and time of the last change.
+    pub fn restore(mut self, machine: &Machine, host: &Host, disks_moved: bool) -> Result<(), LoadFileError> {
+        self.check_disks(host, disks_moved)?;
         let load = |source| LoadFileError::Load { path: self.path.clone(), source };
         let mut reader = Reader::resume(&mut self.source, self.records_before);
         machine.restore(&mut reader).map_err(load)
     }
 
-    fn check_disks(&self, host: &Host) -> Result<(), LoadFileError> {
+    fn check_disks(&self, host: &Host, moved: bool) -> Result<(), LoadFileError> {
         for (key, disk) in host.disks() {
             let (image, here) = (disk.image(), disk.image().opened_as());
             let missing = || LoadFileError::Load {
@@ -284,8 +285,8 @@ impl SavedVm {
             let saved = self.disks.iter().find(|saved| saved.key == key).ok_or_else(missing)?.identity;
             let problem = if saved.size_bytes != here.size_bytes {
                 "its size is another"
-            } else if saved.uuid != here.uuid {
-                "it is another file"
+            } else if saved.uuid != here.uuid && !moved {
+                "it is another file (one that was moved, or copied with its times, is taken by --disks-moved)"
             } else if saved.generation != here.generation {
                 "it was written since the VM was saved"
             } else {

@@ -214,6 +214,9 @@ pub struct RunArgs {
         "clock_rate", "on_reset", "on_panic", "dry_run",
     ])]
     pub restore: Option<PathBuf>,
+    /// The saved VM's disks were moved, or copied with their times: take them if size and last change are as saved
+    #[arg(long, help_heading = "Running", requires = "restore")]
+    pub disks_moved: bool,
     /// Run without the jail: for debugging (a trace of the stack, strace, a profiler)
     #[arg(long, help_heading = "Running")]
     pub no_sandbox: bool,

@@ -16,8 +16,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     let manner = Manner { say: &say, jailed: !args.no_sandbox };
     if let Some(file) = &args.restore {
-        let engine = args.engine.map(EngineChoice::from);
-        return Ok(ended(&vmm::launch::restore(file, args.name.as_deref(), engine, manner)?, args));
+        let changes = vmm::launch::Changes {
+            name: args.name.as_deref(),
+            engine: args.engine.map(EngineChoice::from),
+            disks_moved: args.disks_moved,
+        };
+        return Ok(ended(&vmm::launch::restore(file, changes, manner)?, args));
     }
     let spec = spec(args)?;
     // The machine's own rules, too.

@@ -88,6 +88,11 @@ impl Console {
         Self { shared, input: Some(Box::new(input)), cursor: 0 }
     }
 
+    /// Whether the process closed its output.
+    pub fn has_ended(&self) -> bool {
+        self.shared.lock().closed
+    }
+
     /// Waits for `text` behind the cursor, moves the cursor behind it and gives what stood before it.
     ///
     /// # Errors

@@ -121,6 +121,8 @@ pub struct VmConfig {
     pub restore: Option<PathBuf>,
     /// Brings this saved VM back once the VM has ended well, in the same session (in the laboratory only).
     pub then_restore: Option<PathBuf>,
+    /// The saved VM's disks are on another mount, between the laboratory and the host.
+    pub disks_moved: bool,
     /// The console is a terminal instead of pipes, as for a person (Bedplate only); see [`TERMINAL_CHANGED`].
     pub terminal: bool,
     /// Where the trial's other files are, such as saved VMs.
@@ -156,6 +158,7 @@ impl VmConfig {
             name: None,
             restore: None,
             then_restore: None,
+            disks_moved: false,
             terminal: false,
             scratch: None,
         })
@@ -225,6 +228,9 @@ impl VmConfig {
         }
         if let Some(file) = &self.restore {
             command.arg("--restore").arg(file);
+            if self.disks_moved {
+                command.arg("--disks-moved");
+            }
             // The saved VM has everything but where it goes on.
             if let Some(at) = more.iter().position(|word| word == "--engine") {
                 command.args(&more[at..(at + 2).min(more.len())]);
@@ -439,6 +445,14 @@ impl Vm {
 
     /// Everything that was said: how it was started, its console, its messages, the laboratory's console.
     pub fn transcript(&self) -> Vec<u8> {
+        // The last words of a process that has just ended may still be in the pipe.
+        let start = Instant::now();
+        while self.console.has_ended()
+            && self.reader.as_ref().is_some_and(|reader| !reader.is_finished())
+            && start.elapsed() < LAST_WORDS
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let mut all = format!("\n===== {}\n", self.command_line).into_bytes();
         all.extend_from_slice(&self.console_transcript());
         all.extend_from_slice(b"\n===== messages\n");
@@ -464,6 +478,9 @@ impl Drop for Vm {
         }
     }
 }
+
+/// How long they may take.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// More than any process has to say about itself.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -495,6 +512,7 @@ mod tests {
             name: None,
             restore: None,
             then_restore: None,
+            disks_moved: false,
             terminal: false,
             scratch: None,
         }

@@ -139,6 +139,41 @@ fn a_saved_vm_goes_on_in_a_new_process() {
 }
 
 #[test]
+fn a_disk_that_was_moved_is_taken_only_if_that_is_said() {
+    let bench = Bench::new();
+    let (kernel, disk, file) = (bench.kernel(&counter()), bench.disk(), bench.path("vm.saved"));
+    let (disk, file) = (disk.to_str().unwrap(), file.to_str().unwrap());
+    let mut vm = bench.start(&run_args(&kernel, &["--name", "moved", "--disk", disk]));
+    vm.expect(">");
+    assert!(bench.output(&["ctl", "moved", "save", file]).status.success());
+    assert_eq!(vm.wait().0, 0);
+
+    let copy = bench.path("copy");
+    std::fs::copy(disk, &copy).unwrap();
+    let changed = std::fs::metadata(disk).unwrap().modified().unwrap();
+    let set_changed =
+        |time| std::fs::File::options().write(true).open(&copy).unwrap().set_modified(time).unwrap();
+    set_changed(changed);
+    std::fs::rename(&copy, disk).unwrap();
+    let refused = bench.output(&["run", "--restore", file]);
+    assert!(
+        said(&refused.stderr).contains("it is another file (one that was moved"),
+        "{}",
+        said(&refused.stderr)
+    );
+    let mut vm = bench.start(&["run", "--restore", file, "--disks-moved"]);
+    vm.send("xq");
+    vm.expect("1");
+    assert_eq!(vm.wait().0, 0);
+
+    std::fs::copy(disk, &copy).unwrap();
+    set_changed(changed + std::time::Duration::from_secs(1));
+    std::fs::rename(&copy, disk).unwrap();
+    let refused = bench.output(&["run", "--restore", file, "--disks-moved"]);
+    assert!(said(&refused.stderr).contains("written since the VM was saved"), "{}", said(&refused.stderr));
+}
+
+#[test]
 fn a_vm_that_was_saved_with_continue_goes_on_in_overlays() {
     let bench = Bench::new();
     let (kernel, disk, file) = (bench.kernel(&counter()), bench.disk(), bench.path("vm.saved"));

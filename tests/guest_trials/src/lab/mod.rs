@@ -44,7 +44,8 @@ pub const OWN_MEMORY_MIB: u32 = 768;
 
 const INIT: &str = include_str!("init.sh");
 /// The laboratory's own kernel does not slow down what is measured in it.
-const APPEND: &str = "console=ttyS0 rdinit=/lab/init mitigations=off no5lvl tsc=reliable quiet loglevel=5";
+const APPEND: &str = "console=ttyS0 rdinit=/lab/init mitigations=off no5lvl tsc=reliable no_timer_check panic=-1 quiet \
+    loglevel=5";
 /// The host's loopback, as QEMU's network has it.
 const HOST: &str = "10.0.2.2";
 /// Linux wants each of several joined archives at a multiple of four bytes; a page is tidier.

@@ -27,6 +27,7 @@ pub(super) fn rows() -> Vec<Row> {
         );
     }
     rows.push(Row::new("moving/file/kvm-to-soft", Tier::Campaign, "cloud", kvm_to_soft).lab_only());
+    rows.push(Row::new("moving/file/host-to-kvm", Tier::Campaign, "cloud", host_to_kvm).lab_only());
     rows.push(Row::new("moving/file/soft-to-kvm", Tier::Campaign, "cloud", soft_to_kvm).lab_only());
     rows
 }
@@ -62,20 +63,44 @@ fn there_and_back(stage: &Stage, cpus: u32) -> Result<(), Failure> {
 
 /// From the laboratory's KVM to the interpreter on the host.
 fn kvm_to_soft(stage: &Stage) -> Result<(), Failure> {
-    let soft = on_the_host(stage)?;
     let config = config(stage, 2)?;
-    let file = stage.scratch().join("moment.save");
     let mut vm = stage.start(&config)?;
     let outcome = (|| {
-        save_at(stage, &mut vm, "BEDPLATE-CHECKSUM 2/", &file)?;
-        let exit = vm.wait(stage.patience(20))?;
-        Failure::unless(exit == Exit::Code(0), || format!("the save ended the process with {exit:?}"))?;
-        stage.keep(&vm);
-        vm = stage.start_on(&soft, &VmConfig { restore: Some(file.clone()), ..config.clone() })?;
+        vm = to_the_host(stage, &mut vm, &config)?;
         ends_well(stage, &mut vm)
     })();
     stage.keep(&vm);
     outcome
+}
+
+/// The same, and from there to KVM in another session of the laboratory.
+fn host_to_kvm(stage: &Stage) -> Result<(), Failure> {
+    let config = config(stage, 2)?;
+    let mut vm = stage.start(&config)?;
+    let outcome = (|| {
+        vm = to_the_host(stage, &mut vm, &config)?;
+        let there = saved(stage, &mut vm, &config, "BEDPLATE-CHECKSUM 60/")?;
+        vm = stage.start(&there)?;
+        ends_well(stage, &mut vm)
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+fn to_the_host(stage: &Stage, vm: &mut Vm, config: &VmConfig) -> Result<Vm, Failure> {
+    let there = saved(stage, vm, config, "BEDPLATE-CHECKSUM 2/")?;
+    stage.start_on(&on_the_host(stage)?, &there)
+}
+
+/// Saves the VM once it has said `text`; how it goes on elsewhere.
+fn saved(stage: &Stage, vm: &mut Vm, config: &VmConfig, text: &str) -> Result<VmConfig, Failure> {
+    let number = text.trim_matches(|c: char| !c.is_ascii_digit());
+    let file = stage.scratch().join(format!("moment{number}.save"));
+    save_at(stage, vm, text, &file)?;
+    let exit = vm.wait(stage.patience(20))?;
+    Failure::unless(exit == Exit::Code(0), || format!("the save ended the process with {exit:?}"))?;
+    stage.keep(vm);
+    Ok(VmConfig { restore: Some(file), disks_moved: true, ..config.clone() })
 }
 
 /// Saved on the interpreter, restored on KVM. All in one session: the laboratory's KVM cannot scale the TSC, whose rate
