@@ -8,7 +8,7 @@ use guest_trials::{Outcome, Tier};
 
 use crate::setup::SetupOptions;
 use crate::summary::Summary;
-use crate::{bench, exec, fuzz, setup, test, trials, workspace};
+use crate::{bench, exec, fuzz, lab, setup, test, trials, workspace};
 
 /// Cases per property test; the unit tests' default is 256.
 const PROPERTY_CASES: &str = "1024";
@@ -43,6 +43,9 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
         }
     }
     test::guests(&mut summary, Tier::Campaign, seed);
+    if let Err(error) = lab::steps(&mut summary, seed) {
+        summary.step("the laboratory", || Err(error));
+    }
     summary.step("bench boot", || bench::boot_step(bench::DEFAULT_ROUNDS));
 
     let folder = root.join("docs/campaigns");

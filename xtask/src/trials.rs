@@ -132,7 +132,8 @@ pub fn seed_from_clock() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs())
 }
 
-fn only_run(report: &Report) -> Report {
+/// Without the rows that did not run.
+pub fn only_run(report: &Report) -> Report {
     let ran = |row: &&guest_trials::RowReport| !matches!(row.outcome, Outcome::NotRun(_));
     Report { rows: report.rows.iter().filter(ran).cloned().collect() }
 }

@@ -123,6 +123,8 @@ pub struct VmConfig {
     pub then_restore: Option<PathBuf>,
     /// The saved VM's disks are on another mount, between the laboratory and the host.
     pub disks_moved: bool,
+    /// Processors of the laboratory (if it runs there); see [`lab::Session::cpus`].
+    pub lab_cpus: u32,
     /// The console is a terminal instead of pipes, as for a person (Bedplate only); see [`TERMINAL_CHANGED`].
     pub terminal: bool,
     /// Where the trial's other files are, such as saved VMs.
@@ -159,6 +161,7 @@ impl VmConfig {
             restore: None,
             then_restore: None,
             disks_moved: false,
+            lab_cpus: 2,
             terminal: false,
             scratch: None,
         })
@@ -201,6 +204,7 @@ impl VmConfig {
         }
         let mut session = lab::Session::of(&commands);
         session.memory_mib = self.memory_mib + lab::OWN_MEMORY_MIB;
+        session.cpus = self.lab_cpus;
         for file in std::iter::once(&self.kernel).chain(&self.initrd) {
             session.share_folder_of(file, false);
         }
@@ -513,6 +517,7 @@ mod tests {
             restore: None,
             then_restore: None,
             disks_moved: false,
+            lab_cpus: 2,
             terminal: false,
             scratch: None,
         }

@@ -20,6 +20,9 @@ use crate::{exec, setup, workspace};
 
 const SCRIPT: &str = include_str!("costs.sh");
 const MEMORY_MIB: u32 = 1280;
+const ROUNDS: u32 = 3;
+/// Only ends a hang. Seconds.
+const LIMIT: u64 = 1800;
 /// As in the script. The first is held against the others.
 const CONTENDERS: [&str; 3] = ["bedplate", "qemu-q35", "qemu-microvm"];
 /// What the payload says, in its order, and what it means.
@@ -47,14 +50,20 @@ const ROM_FOLDERS: &[&str] = &["/usr/share/qemu", "/usr/share/seabios"];
 #[derive(Debug, Args)]
 pub struct CostsOptions {
     /// Measured runs of each.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = ROUNDS)]
     rounds: u32,
     /// Seconds that the whole run may take.
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = LIMIT)]
     limit: u64,
     /// Use this static bedplate binary instead of building one.
     #[arg(long)]
     binary: Option<PathBuf>,
+}
+
+impl Default for CostsOptions {
+    fn default() -> Self {
+        Self { rounds: ROUNDS, limit: LIMIT, binary: None }
+    }
 }
 
 /// What was measured, by name: of an operation instructions, of a start instructions, of memory KiB.

@@ -12,9 +12,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use guest_catalog::{Cache, INIT_MARKER, READY_MARKER};
 use guest_trials::lab::{self, Ends, Folder, Lab, Run, Session};
-use guest_trials::{Boot, Vm, VmConfig, Vmm};
+use guest_trials::{Boot, Outcome, Tier, Vm, VmConfig, Vmm};
 
 use crate::progress::Bars;
+use crate::summary::Summary;
 use crate::{setup, trials, workspace};
 
 #[derive(Debug, Subcommand)]
@@ -25,7 +26,7 @@ pub enum LabTask {
     Costs(costs::CostsOptions),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct KvmOptions {
     /// A shell in the laboratory on this terminal instead; `bedplate` and the guests are there.
     #[arg(long)]
@@ -60,6 +61,24 @@ pub fn run(task: &LabTask) -> Result<()> {
     }
     let vmm = vmm(options.binary.as_deref(), &options.more)?;
     if options.shell { shell(&vmm, options) } else { boot(&vmm, options) }
+}
+
+/// Families of trials that the campaign runs in the laboratory.
+const CAMPAIGN: &[&str] = &["boot/cloud/", "ending/", "disk/", "network/", "moving/"];
+
+/// The campaign's part: trials on a real KVM, the engine's own tests there, costs beside QEMU.
+pub fn steps(summary: &mut Summary, seed: u64) -> Result<()> {
+    let vmm = vmm(None, &[])?;
+    eprintln!("\n── the laboratory");
+    for family in CAMPAIGN {
+        let report = trials::run_rows(&vmm, Tier::Campaign, Some((*family).into()), seed)?;
+        summary.add("kvm@lab/", &trials::only_run(&report));
+    }
+    summary.step("kvm@lab/tests of cpu_kvm", || {
+        tests(&KvmOptions { limit: 3600, ..KvmOptions::default() }).map(|()| Outcome::Passed)
+    });
+    summary.step("kvm@lab/costs", || costs::run(&costs::CostsOptions::default()).map(|()| Outcome::Passed));
+    Ok(())
 }
 
 /// Bedplate in the laboratory.

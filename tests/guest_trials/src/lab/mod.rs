@@ -93,7 +93,8 @@ pub struct Session {
     pub relays: Vec<u16>,
     /// Input and output.
     pub ends: Ends,
-    /// Processors.
+    /// Processors. With more than one, QEMU 7.2 now and then executes for ever an INT3 that another processor has put
+    /// there and taken back, as Linux patches its own code; KVM does that for the first VM and behind the last.
     pub cpus: u32,
     /// RAM.
     pub memory_mib: u32,
@@ -163,6 +164,11 @@ impl Folder {
         self.0.join("resets.log")
     }
 
+    /// The socket of QEMU's monitor, for people who look into a laboratory that hangs (`info registers -a`).
+    pub fn monitor(&self) -> PathBuf {
+        self.0.join("monitor")
+    }
+
     fn initrd(&self) -> PathBuf {
         self.0.join("lab.cpio")
     }
@@ -190,6 +196,8 @@ impl Lab {
         command.args(["-append", APPEND, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
         command.args(["-device", "virtio-serial-pci", "-device", "virtio-rng-pci"]);
         command.args(["-d", "cpu_reset", "-D", &text(&folder.resets())?]);
+        let monitor = option(&["unix:", &text(&folder.monitor())?, ",server=on,wait=off"]);
+        command.args(["-monitor", &monitor]);
         let log = folder.log();
         match session.ends {
             Ends::Pipes => {

@@ -39,6 +39,8 @@ fn config(stage: &Stage, cpus: u32) -> Result<VmConfig, Failure> {
         format!("bedplate.busy=disk,{DISK_KIB} bedplate.checksum={ROUNDS},{POOL_KIB} bedplate.poweroff");
     let mut config = VmConfig::new(&guest, Boot::BzImage, cpus, &words)?.disk(&disk, DiskFormat::Raw);
     config.name = Some("mover".into());
+    // Each move makes a VM of KVM or takes one away.
+    config.lab_cpus = 1;
     Ok(config)
 }
 
