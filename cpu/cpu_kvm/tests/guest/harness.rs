@@ -63,6 +63,8 @@ pub struct Board {
     done: Mutex<Option<Kicker>>,
     finished: AtomicBool,
     hook: Mutex<Option<Arc<Hook>>>,
+    /// Kicked by the next read of memory-mapped I/O.
+    pub kick_at_read: Mutex<Option<Kicker>>,
 }
 
 fn number(data: &[u8]) -> u64 {
@@ -107,6 +109,9 @@ impl VcpuIo for Board {
     }
     fn mmio_read(&self, at: Gpa, data: &mut [u8]) {
         self.note(Event::Read(at.0));
+        if let Some(kicker) = self.kick_at_read.lock().unwrap().take() {
+            kicker.kick();
+        }
         self.answer(data);
     }
     fn mmio_write(&self, at: Gpa, data: &[u8]) {
@@ -172,12 +177,12 @@ impl Guest {
     }
 
     /// On an engine of the test's choice, which is there.
-    pub fn on(kvm: &KvmHypervisor, clock: GuestClock, vcpus: u32) -> Self {
+    pub fn on(engine: &dyn Hypervisor, clock: GuestClock, vcpus: u32) -> Self {
         let cpu_model = model().unwrap();
         let ram = GuestRam::for_test(RAM_BYTES);
-        let tsc_khz = kvm.capabilities().tsc_khz.unwrap();
+        let tsc_khz = engine.capabilities().tsc_khz.unwrap_or(1_000_000);
         let layout = PartitionLayout { ram: ram.clone(), vcpus, cpu_model, tsc_khz, clock: clock.clone() };
-        let partition = kvm.create_partition(&layout).unwrap();
+        let partition = engine.create_partition(&layout).unwrap();
         let vcpus: Vec<_> =
             (0..vcpus).map(|id| partition.create_vcpu(id, Arc::new(NoWake)).unwrap()).collect();
         let board = Arc::new(Board::default());

@@ -55,3 +55,33 @@ fn a_loop_cut_into_pieces_gives_the_same_result() {
     assert_eq!(cuts, 50);
     assert_eq!(g.load(DATA), whole.load(DATA));
 }
+
+/// A read in two parts that is cut after the first is completed before `run` returns: nothing of it is under way in the state.
+#[test]
+fn a_kick_within_an_access_waits_for_its_end() {
+    let Some(mut g) = Guest::new(1) else { return };
+    g.long();
+    let mut end = 0;
+    g.assemble(64, CODE, |a| {
+        a.mov(ebx, MMIO as u32).unwrap();
+        a.mov(rdi, DATA).unwrap();
+        a.movups(xmm1, xmmword_ptr(rbx)).unwrap();
+        end = CODE + a.assemble(CODE).unwrap().len() as u64;
+        a.movups(xmmword_ptr(rdi), xmm1).unwrap();
+        a.out(i32::from(DONE), al).unwrap();
+    });
+    g.board.answers.lock().unwrap().extend([0x1111, 0x2222]);
+    *g.board.kick_at_read.lock().unwrap() = Some(g.vcpus[0].kicker());
+    assert_eq!(g.run(), hypervisor::VcpuExit::Kicked);
+    assert_eq!(*g.board.events.lock().unwrap(), [Event::Read(MMIO), Event::Read(MMIO + 8)]);
+    let state = g.vcpus[0].save().unwrap();
+    assert_eq!((state.rip, state.sse.xmm[1]), (end, [0x1111, 0x2222]));
+    // It goes on elsewhere.
+    let mut next = Guest::in_time_of(g.clock.clone(), 1).unwrap();
+    let mut bytes = vec![0; RAM_BYTES as usize];
+    g.ram.load_bytes(0, &mut bytes);
+    next.ram.store_bytes(0, &bytes);
+    next.vcpus[0].restore(&state).unwrap();
+    next.run_to_done();
+    assert_eq!([next.load(DATA), next.load(DATA + 8)], [0x1111, 0x2222]);
+}
