@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How long vCPUs may take to stop; on a host that is very busy, too.
 const PARK_TIME: Duration = Duration::from_secs(120);
+/// The same for those of a VM that cannot go on.
+const FAILED_PARK_TIME: Duration = Duration::from_secs(5);
 /// How long devices may take to finish what is in flight.
 const QUIESCE_TIME: Duration = Duration::from_secs(60);
 const QUIESCE_STEP: Duration = Duration::from_millis(1);
@@ -129,10 +131,11 @@ impl Driver {
             Request::Save { ticket, then } => self.save(*ticket, *then),
             Request::Move { ticket } => self.save(*ticket, AfterSave::Continue),
             Request::Evade { reason, sound, stuck } => self.evade(reason, *sound, *stuck),
-            Request::Stop(_) => {
+            Request::Stop(verdict) => {
                 self.host.gate().close();
-                // A processor that hangs ends with the process.
-                let _ = self.threads.park(PARK_TIME);
+                // A processor that hangs ends with the process; where it is known to, soon.
+                let failed = matches!(verdict, Verdict::Failed { .. });
+                let _ = self.threads.park(if failed { FAILED_PARK_TIME } else { PARK_TIME });
                 // Work in flight is finished, so that what the guest wrote reaches its disks; if it cannot be,
                 // ending is still right.
                 let _ = self.quiesce();

@@ -9,6 +9,7 @@ use crate::control::server::{ControlSocket, ServeError};
 use crate::desk::Desk;
 use crate::driver::{Driver, Policy, SaveJobs};
 use crate::engine::{self, EngineUnavailable, Engines};
+use crate::hang_watch::Looking;
 use crate::host::Host;
 use crate::panic_watch::PanicWatch;
 use crate::saved_file::{LoadFileError, SavedVm};
@@ -230,6 +231,7 @@ fn launch(
     };
     let control = ControlSocket::open(&name, Arc::new(desk))?;
     let threads = VcpuThreads::start(machine.clone(), host.beds().to_vec(), &clock)?;
+    let _hangs = watch_for_hangs(&events, &threads, &machine);
     // From here on nothing is opened by name.
     jail::close(&own_files(&host))?;
     let policy = Policy { on_reset: vm.on_reset, on_panic: vm.on_panic };
@@ -257,6 +259,23 @@ fn own_files(host: &Host) -> Vec<FileUse> {
         }
     }
     files
+}
+
+/// A vCPU that does not come out of its engine ends the VM.
+fn watch_for_hangs(events: &EventLoop, threads: &VcpuThreads, machine: &Arc<Machine>) -> Arc<Looking> {
+    let (kicked, failed) = (Arc::downgrade(machine), Arc::downgrade(machine));
+    let kick = move |id| {
+        if let Some(machine) = kicked.upgrade() {
+            machine.kick(id);
+        }
+    };
+    let hangs = move |id, seconds| {
+        if let Some(machine) = failed.upgrade() {
+            let engine = machine.engine_name();
+            machine.fail(format!("CPU {id} did not come out of engine {engine} for {seconds} s"));
+        }
+    };
+    Looking::start(&events.handle(), threads.turns(), kick, hangs)
 }
 
 /// Gives every disk whose image is to stay as it is an overlay, and says so.

@@ -11,7 +11,7 @@ use crate::services::lock;
 use guest_time::{GuestClock, GuestNs};
 use hypervisor::Wake;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,6 +37,33 @@ pub trait RunVcpu: Send + Sync + 'static {
     fn kick(&self, id: u32);
     /// The thread of vCPU `id` died.
     fn died(&self, id: u32);
+}
+
+/// Which vCPUs are in their engine, and in which turn.
+pub struct Turns(Vec<AtomicU64>);
+
+impl Turns {
+    /// For `count` vCPUs, none of which runs.
+    pub fn new(count: usize) -> Self {
+        Self((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+    /// How many vCPUs there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+    /// vCPU `id` goes into its engine.
+    pub fn enter(&self, id: u32) {
+        self.0[id as usize].fetch_add(1, Ordering::Relaxed);
+    }
+    /// It comes out.
+    pub fn leave(&self, id: u32) {
+        self.0[id as usize].fetch_add(1, Ordering::Relaxed);
+    }
+    /// The number of the turn that vCPU `id` is in, if it is in one.
+    pub fn running(&self, id: u32) -> Option<u64> {
+        // It is counted when it goes in and when it comes out.
+        Some(self.0[id as usize].load(Ordering::Relaxed)).filter(|number| number % 2 == 1)
+    }
 }
 
 /// Where a halted vCPU's thread sleeps.
@@ -137,6 +164,7 @@ pub struct VcpuThreads {
     target: Arc<dyn RunVcpu>,
     beds: Vec<Arc<Bed>>,
     gate: Arc<Gate>,
+    turns: Arc<Turns>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -148,15 +176,20 @@ impl VcpuThreads {
             state: Mutex::new(GateState { closed: true, ..GateState::default() }),
             changed: Condvar::new(),
         });
-        let mut all = Self { target, beds, gate, threads: Vec::new() };
+        let turns = Arc::new(Turns::new(beds.len()));
+        let mut all = Self { target, beds, gate, turns, threads: Vec::new() };
         for (id, bed) in all.beds.iter().enumerate() {
             let (target, bed, gate, clock) =
                 (all.target.clone(), bed.clone(), all.gate.clone(), clock.clone());
+            let turns = all.turns.clone();
             let thread = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
                 jail::enter(jail::Thread::Vcpu, &[]);
                 let life = Life { target: &*target, gate: &gate, id: id as u32 };
                 while life.gate.pass() {
-                    if let Next::Wait(wake_at) = life.target.run(life.id) {
+                    turns.enter(life.id);
+                    let next = life.target.run(life.id);
+                    turns.leave(life.id);
+                    if let Next::Wait(wake_at) = next {
                         bed.sleep(&clock, wake_at);
                     }
                 }
@@ -164,6 +197,11 @@ impl VcpuThreads {
             all.threads.push(thread);
         }
         Ok(all)
+    }
+
+    /// Who is in the engine.
+    pub fn turns(&self) -> Arc<Turns> {
+        self.turns.clone()
     }
 
     /// Parks all vCPUs; returns when none runs any more, or with how many still do after `patience`: an engine that
