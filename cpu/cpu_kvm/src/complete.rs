@@ -14,6 +14,7 @@ use hypervisor::state::RunState;
 use hypervisor::{Gpa, VcpuIo, VcpuState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use x86_defs::Exception;
 
 /// Why an instruction cannot be completed.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +51,14 @@ impl Completion {
         kept: &mut KeptMsrs,
         tsc_offset: u64,
     ) -> Result<(String, bool), CompleteError> {
-        let before = VcpuState { tsc_offset, ..processor.read(kept)? };
+        let mut before = VcpuState { tsc_offset, ..processor.read(kept)? };
         debug_assert_eq!(
             before,
             VcpuState { tsc_offset, ..processor.asked().read(kept)? },
             "what came with the exit"
         );
+        // Older kernels raise #UD for it, too (`Partition`'s KVM_CAP_EXIT_ON_EMULATION_FAILURE).
+        let raised = before.exception.take_if(|event| event.exception == Exception::InvalidOpcode);
         self.guard.touched.store(false, Ordering::Relaxed);
         let io: Arc<dyn VcpuIo> = self.guard.clone();
         let Completed { state: after, mnemonic } = self.completer.complete(&before, &io)?;
@@ -63,7 +66,7 @@ impl Completion {
             return Err(CompleteError::Apic(mnemonic));
         }
         processor.write(&after, Some(&before), kept)?;
-        if events_of(&after) != events_of(&before) {
+        if raised.is_some() || events_of(&after) != events_of(&before) {
             processor.write_events(&after)?;
         }
         Ok((mnemonic, after.run_state == RunState::Shutdown))

@@ -21,8 +21,9 @@ use hypervisor::{
     Statistics, Trigger, Vcpu, Wake,
 };
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_MSI,
-    KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use saved_state::{RestoreError, StateBlob};
@@ -135,6 +136,11 @@ impl KvmPartition {
         vm.set_tss_address(TSS_ADDRESS).map_err(error)?;
         enable(&vm, KVM_CAP_SPLIT_IRQCHIP, PINS as u64)?;
         enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS.into())?;
+        // Without it KVM raises #UD in place of an instruction that it cannot emulate: always at CPL 3, and at CPL 0
+        // besides telling us (kvm/x86.c, handle_emulation_failure).
+        if vm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+            enable(&vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)?;
+        }
         // So that a shutdown that waits is in the events; older kernels do not tell.
         if vm.check_extension_raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) > 0 {
             enable(&vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1)?;

@@ -15,7 +15,7 @@ use clap::Args;
 use guest_trials::lab::{self, Ends, Run, Session};
 use serde_json::json;
 
-use super::{finish, laboratory, native_start};
+use super::{finish, laboratory, native_start, start};
 use crate::{exec, setup, workspace};
 
 const SCRIPT: &str = include_str!("costs.sh");
@@ -98,8 +98,7 @@ pub fn run(options: &CostsOptions) -> Result<()> {
         ..Session::script(script, Ends::Pipes)
     };
     let (mut qemu, run) = Run::prepare(&lab, &session)?;
-    // The port's input stays open as long as somebody could write.
-    let mut child = qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run QEMU")?;
+    let mut child = start(qemu.stdout(Stdio::piped()))?;
     let output = child.stdout.take().ok_or_else(|| anyhow!("QEMU has no output"))?;
     let reader = std::thread::spawn(move || std::io::read_to_string(output));
     finish(&run, &mut child, Duration::from_secs(options.limit))?;

@@ -154,14 +154,25 @@ fn tests(options: &KvmOptions) -> Result<()> {
         let mut command = Command::new(program);
         // One after the other: two virtual processors take their turns as it is.
         command.arg("--test-threads=1").args(&options.more);
-        let (mut qemu, run) = Run::prepare(&laboratory(program.clone())?, &Session::of(&[command]))?;
-        // The port's input stays open as long as somebody could write.
-        let mut child = qemu.stdin(Stdio::piped()).spawn().context("cannot run QEMU")?;
+        // One processor: each test makes VMs and takes them away.
+        let session = Session { cpus: 1, ..Session::of(&[command]) };
+        let (mut qemu, run) = Run::prepare(&laboratory(program.clone())?, &session)?;
+        let mut child = start(&mut qemu)?;
         finish(&run, &mut child, Duration::from_secs(options.limit))
             .with_context(|| format!("{}", program.display()))?;
     }
     eprintln!("passed: {} test programs of cpu_kvm on KVM", programs.len());
     Ok(())
+}
+
+/// Starts a session. Its messages are copied: where standard error is a file, QEMU would open it anew, and empty it.
+fn start(qemu: &mut Command) -> Result<Child> {
+    // The port's input stays open as long as somebody could write.
+    let mut child = qemu.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run QEMU")?;
+    if let Some(mut messages) = child.stderr.take() {
+        std::thread::spawn(move || std::io::copy(&mut messages, &mut std::io::stderr()));
+    }
+    Ok(child)
 }
 
 /// Waits for a session's end, which must be good.
