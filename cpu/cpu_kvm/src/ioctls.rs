@@ -1,7 +1,7 @@
 //! System calls on KVM's files that `kvm-ioctls` lacks (api.rst, sections by name).
 
 use guest_memory::Region;
-use kvm_bindings::{kvm_device_attr, kvm_ioeventfd, kvm_run, kvm_sregs2};
+use kvm_bindings::{kvm_device_attr, kvm_ioeventfd, kvm_irqfd, kvm_run, kvm_sregs2};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::fs::File;
 use std::io;
@@ -16,6 +16,7 @@ ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+ioctl_iow_nr!(KVM_IRQFD, KVMIO, 0x76, kvm_irqfd);
 ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 
@@ -74,6 +75,23 @@ pub fn ioeventfd(vm: &VmFd, at: u64, bytes: u32, fd: i32, assign: bool) -> io::R
     let request = kvm_ioeventfd { addr: at, len: bytes, fd, flags, ..kvm_ioeventfd::default() };
     // SAFETY: KVM only reads the structure, and refuses a number that is no eventfd.
     answer(unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), &request) }).map(drop)
+}
+
+/// KVM_IRQFD: what is added to eventfd `fd` (which does not block) sends the message that is routed to `gsi`; or no longer.
+pub fn irqfd(vm: &VmFd, gsi: u32, fd: i32, assign: bool) -> io::Result<()> {
+    // What was added before would send it, too, but stay in the eventfd, and send it again next time.
+    let mut before = 0u64;
+    // SAFETY: the kernel writes eight bytes to `before` at most.
+    let rang = assign && unsafe { libc::read(fd, (&raw mut before).cast(), size_of::<u64>()) } > 0;
+    let flags = if assign { 0 } else { kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN };
+    let request = kvm_irqfd { fd: fd as u32, gsi, flags, ..kvm_irqfd::default() };
+    // SAFETY: KVM only reads the structure, and refuses a number that is no eventfd.
+    answer(unsafe { ioctl_with_ref(vm, KVM_IRQFD(), &request) })?;
+    if rang {
+        // SAFETY: the kernel reads eight bytes. A counter without room has rung.
+        unsafe { libc::write(fd, (&raw const before).cast(), size_of::<u64>()) };
+    }
+    Ok(())
 }
 
 /// KVM_RESET_DIRTY_RINGS: entries that were taken are free again, their pages clean. Gives how many.

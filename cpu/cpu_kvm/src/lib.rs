@@ -1,6 +1,7 @@
 //! The `kvm` engine: runs a guest on the host's `/dev/kvm`.
 //!
-//! - `engine.rs`: [`KvmHypervisor`], what this host's KVM can give. `partition.rs`: memory, interrupts in.
+//! - `engine.rs`: [`KvmHypervisor`], what this host's KVM can give. `partition.rs`: memory, interrupts in; `routing.rs`:
+//!   those that KVM knows by number.
 //!   `doorbells.rs`: writes that do not stop a vCPU. `dirty_log/`: which pages were written.
 //! - `probe.rs`: whether this KVM runs real guests.
 //! - `vcpu.rs`: the loop of a vCPU: KVM_RUN, and what it returns for. `kick.rs`: how others stop it.
@@ -23,6 +24,7 @@ mod kick;
 mod msr;
 mod partition;
 mod probe;
+mod routing;
 mod state;
 mod statistics;
 mod time;

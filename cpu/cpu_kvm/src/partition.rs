@@ -1,15 +1,16 @@
 //! A partition: RAM in slots, the split interrupt controller, interrupts in.
 //!
 //! KVM has the local APICs; the I/O APIC is the machine's, and its pins' messages are told to KVM only so that it
-//! reports the EOIs of those that are level-triggered. All interrupts come in as messages (KVM_SIGNAL_MSI).
+//! reports the EOIs of those that are level-triggered (`routing.rs`). All interrupts come in as messages (KVM_SIGNAL_MSI, or
+//! bells).
 //!
-//! Lock order: time → messages → a vCPU's times.
+//! Lock order: time → messages → routing, or a vCPU's times.
 
 use crate::dirty_log::{self, KvmDirtyLog, Rings};
 use crate::doorbells::Ioeventfds;
-use crate::engine::host;
 use crate::ioctls::{error, map_ram};
 use crate::kick::KickCell;
+use crate::routing::{PINS, Routing};
 use crate::statistics::Counters;
 use crate::time::{Frozen, Time, TscControl};
 use crate::vcpu::KvmVcpu;
@@ -17,13 +18,12 @@ use crate::watch::{Count, Verdict, Watch};
 use apic::{DeliveryMode, Message};
 use guest_memory::GuestRam;
 use hypervisor::{
-    DirtyLog, Doorbells, EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout,
+    Bell, DirtyLog, Doorbells, EngineError, IrqSink, Msi, MsiRoute, MsiSink, Partition, PartitionLayout,
     Statistics, Trigger, Vcpu, Wake,
 };
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
-    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use saved_state::{RestoreError, StateBlob};
@@ -32,14 +32,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use sync::{Mutex, Once, RwLock};
 
-/// Pins of the I/O APIC.
-const PINS: usize = 24;
 /// Pages of Intel's hardware that no guest sees, below the firmware's place: task state and identity map.
 const TSS_ADDRESS: usize = 0xFFFB_D000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xFFFB_C000;
-/// MSI data: the level is asserted; level-triggered.
-const ASSERTED_LEVEL: u32 = 1 << 14 | 1 << 15;
-
 /// Takes a line for people.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -78,8 +73,8 @@ pub struct Shared {
     pub messages: RwLock<()>,
     /// Level of the 8259's output.
     pub pic_line: AtomicBool,
-    /// Messages of the pins, as KVM was told.
-    pins: Mutex<[Option<Msi>; PINS]>,
+    /// Messages that KVM knows by number.
+    pub routing: Routing,
     /// What happened so far.
     pub counters: Counters,
     /// Whether CPUID shows the guest its CPU model.
@@ -161,7 +156,7 @@ impl KvmPartition {
             tsc_control: Once::new(),
             messages: RwLock::new(()),
             pic_line: AtomicBool::new(false),
-            pins: Mutex::new([None; PINS]),
+            routing: Routing::default(),
             counters: Counters::default(),
             sound: AtomicBool::new(true),
             doubted: AtomicBool::new(false),
@@ -255,30 +250,6 @@ impl Shared {
             None => {}
         }
     }
-
-    /// Tells KVM the messages of level-triggered pins.
-    fn set_pin(&self, pin: u32, msi: Msi) -> Result<(), EngineError> {
-        let mut pins = self.pins.lock();
-        let Some(place) = pins.get_mut(pin as usize).filter(|place| **place != Some(msi)) else {
-            return Ok(());
-        };
-        *place = Some(msi);
-        let entry = |(gsi, msi): (usize, &Option<Msi>)| {
-            let msi = (*msi)?;
-            let mut entry = kvm_irq_routing_entry {
-                gsi: gsi as u32,
-                type_: KVM_IRQ_ROUTING_MSI,
-                ..kvm_irq_routing_entry::default()
-            };
-            entry.u.msi.address_lo = msi.address as u32;
-            entry.u.msi.address_hi = (msi.address >> 32) as u32;
-            entry.u.msi.data = msi.data | ASSERTED_LEVEL;
-            Some(entry)
-        };
-        let entries: Vec<_> = pins.iter().enumerate().filter_map(entry).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|e| EngineError::Host(format!("{e:?}")))?;
-        self.vm.set_gsi_routing(&table).map_err(|e| host(error(e)))
-    }
 }
 
 struct Sink(Arc<Shared>);
@@ -290,7 +261,7 @@ impl IrqSink for Sink {
     fn set_ioapic_route(&self, pin: u32, msi: Option<Msi>, trigger: Trigger) {
         // A masked pin's interrupt may still be in service: its last message stays.
         if let Some(msi) = msi.filter(|_| trigger == Trigger::Level)
-            && let Err(error) = self.0.set_pin(pin, msi)
+            && let Err(error) = self.0.routing.set_pin(&self.0.vm, pin, msi)
         {
             self.0.counters.fail(format!("KVM does not take the message of pin {pin}: {error}"));
         }
@@ -305,27 +276,68 @@ impl IrqSink for Sink {
 
 impl MsiSink for Sink {
     fn route(&self) -> Result<Box<dyn MsiRoute>, EngineError> {
-        Ok(Box::new(Route { shared: self.0.clone(), state: Mutex::new((Msi::default(), true)) }))
+        let state = RouteState { msi: Msi::default(), masked: true, number: None };
+        Ok(Box::new(Route { shared: self.0.clone(), state: Mutex::new(state) }))
     }
 }
 
-/// The message and whether it is masked.
+struct RouteState {
+    msi: Msi,
+    masked: bool,
+    /// With a bell.
+    number: Option<u32>,
+}
+
+/// Lock order: state → routing.
 struct Route {
     shared: Arc<Shared>,
-    state: Mutex<(Msi, bool)>,
+    state: Mutex<RouteState>,
+}
+
+impl Route {
+    fn change(&self, change: impl FnOnce(&mut RouteState)) {
+        let mut state = self.state.lock();
+        change(&mut state);
+        let shared = &self.shared;
+        if let Some(number) = state.number
+            && let Err(error) = shared.routing.change(&shared.vm, number, state.msi, state.masked)
+        {
+            shared.counters.fail(format!("KVM does not take the message of a bell: {error}"));
+        }
+    }
 }
 
 impl MsiRoute for Route {
     fn set(&self, msi: Msi) {
-        *self.state.lock() = (msi, false);
+        self.change(|state| (state.msi, state.masked) = (msi, false));
     }
     fn fire(&self) {
-        let (msi, masked) = *self.state.lock();
+        let state = self.state.lock();
+        let (msi, masked) = (state.msi, state.masked);
+        drop(state);
         if !masked {
             self.shared.signal(msi);
         }
     }
     fn mask(&self, masked: bool) {
-        self.state.lock().1 = masked;
+        self.change(|state| state.masked = masked);
+    }
+    fn attach(&self, bell: &Arc<dyn Bell>) -> Result<(), EngineError> {
+        let Shared { vm, routing, .. } = &*self.shared;
+        let mut state = self.state.lock();
+        if let Some(number) = state.number.take() {
+            routing.remove(vm, number);
+        }
+        let number = routing.add(vm, bell.clone(), state.msi)?;
+        state.number = Some(number);
+        routing.change(vm, number, state.msi, state.masked)
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        if let Some(number) = self.state.lock().number {
+            self.shared.routing.remove(&self.shared.vm, number);
+        }
     }
 }

@@ -96,6 +96,7 @@ impl Shared {
             return Ok(());
         }
         let _no_messages = self.messages.write();
+        let _no_bells = self.routing.silence(&self.vm)?;
         let now = self.moment();
         let clock = kvm_clock_data { clock: now.guest_ns, ..kvm_clock_data::default() };
         self.vm.set_clock(&clock).map_err(error)?;

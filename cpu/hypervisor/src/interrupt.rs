@@ -3,8 +3,10 @@
 //!
 //! Everything is callable from any thread at any time; nothing here calls back into a device.
 
+use crate::doorbell::Bell;
 use crate::engine::EngineError;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 /// A message-signalled interrupt as PCI writes it (SDM vol. 3, 11.11).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,4 +52,10 @@ pub trait MsiRoute: Send + Sync {
     fn fire(&self);
     /// Masks or unmasks.
     fn mask(&self, masked: bool);
+    /// From now on a ring of `bell` fires it, too, for who completes in the host's kernel or in another process; a ring while
+    /// it is masked fires at the unmask. After an error somebody has to hear the bell and call `fire`.
+    fn attach(&self, bell: &Arc<dyn Bell>) -> Result<(), EngineError> {
+        let _ = bell;
+        Err(EngineError::Exhausted("ways for a bell to interrupt"))
+    }
 }

@@ -102,6 +102,9 @@ impl Switch {
                 renewed.set(msi);
                 renewed.mask(state.masked);
             }
+            if let Some(bell) = &state.bell {
+                renewed.attach(bell)?;
+            }
             state.route = renewed;
         }
         for (pin, (msi, trigger)) in &*self.pins.lock() {
@@ -141,7 +144,7 @@ impl IrqSink for Sinks {
 impl MsiSink for Sinks {
     fn route(&self) -> Result<Box<dyn MsiRoute>, EngineError> {
         let route = self.0.current.read().msi.route()?;
-        let route = Arc::new(Route(Mutex::new(RouteState { route, msi: None, masked: true })));
+        let route = Arc::new(Route(Mutex::new(RouteState { route, msi: None, masked: true, bell: None })));
         live(&mut self.0.routes.lock()).push(Arc::downgrade(&route));
         Ok(Box::new(Handle(route)))
     }
@@ -152,6 +155,8 @@ struct RouteState {
     /// As last set.
     msi: Option<Msi>,
     masked: bool,
+    /// What fires it from elsewhere.
+    bell: Option<Arc<dyn Bell>>,
 }
 
 struct Route(Mutex<RouteState>);
@@ -171,5 +176,11 @@ impl MsiRoute for Handle {
         let mut state = self.0.0.lock();
         state.masked = masked;
         state.route.mask(masked);
+    }
+    fn attach(&self, bell: &Arc<dyn Bell>) -> Result<(), EngineError> {
+        let mut state = self.0.0.lock();
+        state.route.attach(bell)?;
+        state.bell = Some(bell.clone());
+        Ok(())
     }
 }

@@ -1,8 +1,11 @@
 //! Interrupts: messages, the 8259's line, I/O APIC EOIs, the APIC's timer, a second processor.
 
 use crate::harness::*;
-use hypervisor::{Msi, Trigger, VcpuState};
+use hypervisor::{Bell, Msi, Trigger, VcpuState};
 use iced_x86::code_asm::*;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::EventFd;
 
 const APIC: u64 = 0xFEE0_0000;
 const VECTOR: u8 = 0x51;
@@ -174,4 +177,51 @@ fn an_interrupt_under_way_is_delivered_first() {
     assert_eq!(state.interrupt, Some(VECTOR));
     g.run_to_done();
     assert_eq!((g.load(DATA), g.board.outs()), (1, vec![(0x22, 0)]));
+}
+
+struct Ringing(EventFd);
+
+impl Bell for Ringing {
+    fn descriptor(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+/// As another process or the host's kernel would: no call of the engine's. A ring while the route is masked, or while guest
+/// time stands still, is not lost.
+#[test]
+fn a_bell_interrupts_a_halted_processor() {
+    for masked in [false, true] {
+        let Some(mut g) = Guest::new(1) else { return };
+        waiting(&mut g);
+        let event = Arc::new(Ringing(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        let bell: Arc<dyn Bell> = event.clone();
+        let route = Arc::new(g.partition.msi_sink().route().unwrap());
+        route.attach(&bell).unwrap();
+        route.set(Msi { address: APIC, data: VECTOR.into() });
+        route.mask(masked);
+        let (ringing, unmasking) = (event.clone(), route.clone());
+        g.on_out(move |port, _| {
+            if port == 0x20 {
+                ringing.0.write(1).unwrap();
+                unmasking.mask(false);
+            }
+        });
+        g.run_to_done();
+        assert_eq!((g.load(DATA), event.0.read().is_err()), (1, true), "KVM has taken it");
+        g.clock.pause();
+        event.0.write(1).unwrap();
+        g.clock.resume();
+        g.run_to_done();
+        assert_eq!(g.load(DATA), 2);
+        // Masked it rings in vain; without the route nobody hears it.
+        route.mask(true);
+        event.0.write(1).unwrap();
+        assert_eq!(event.0.read().unwrap(), 1);
+        route.mask(false);
+        g.on_out(|_, _| {});
+        drop(route);
+        event.0.write(1).unwrap();
+        assert_eq!(event.0.read().unwrap(), 1);
+    }
 }
