@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::{exec, workspace};
 
-/// A program, the Debian package that holds it and what it is for.
+/// A program (or a file that is no program), the Debian package that holds it and what it is for.
 struct Need {
     program: &'static str,
     package: &'static str,
@@ -17,6 +17,11 @@ const NEEDS: &[Need] = &[
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
         purpose: "what Bedplate is measured against, and the laboratory",
+    },
+    Need {
+        program: "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        package: "ovmf",
+        purpose: "UEFI firmware that boots bedplate-metal.efi",
     },
     Need { program: "qemu-img", package: "qemu-utils", purpose: "checks qcow2 images" },
     Need { program: "mmdebstrap", package: "mmdebstrap", purpose: "builds the Debian disk" },

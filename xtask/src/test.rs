@@ -25,7 +25,7 @@ pub fn run(options: &TestOptions) -> Result<()> {
     if options.no_guests {
         summary.not_run("guest trials", "left out by --no-guests");
     } else {
-        metal::test(&mut summary);
+        metal::test(&mut summary, None);
         guests(&mut summary, Tier::Test, seed);
     }
     summary.finish()

@@ -41,6 +41,8 @@ pub enum Left {
     Service,
     /// The instruction at RIP is the interpreter's.
     Interpret,
+    /// So is this one, a PAUSE, and the guest has time: others may have the processor that we run on.
+    Spins,
     /// The processor is in shutdown.
     TripleFault,
     /// Others want the processor that we run on.
@@ -79,6 +81,10 @@ impl SoftVcpu {
                 Left::Service => return Stop::Service,
                 Left::Interpret => match self.interpret_one() {
                     Stop::Service if !self.core.cpu.halted => {}
+                    stop => return stop,
+                },
+                Left::Spins => match self.interpret_one() {
+                    Stop::Service => return Stop::Yield,
                     stop => return stop,
                 },
                 Left::TripleFault => return Stop::TripleFault,

@@ -102,6 +102,8 @@ pub struct PartitionShared {
     /// Guest RAM, which the tables name: dropped after them.
     pub npt: Npt,
     _ram: GuestRam,
+    /// How many there are.
+    pub vcpus: u32,
     /// The guest's TSC runs at the processor's rate: an offset does, no exit.
     pub native_tsc: bool,
     /// Guest TSC minus the processor's, and the epoch of the guest's clock that this holds for.
@@ -124,6 +126,7 @@ impl PartitionShared {
             engine,
             npt,
             _ram: layout.ram.clone(),
+            vcpus: layout.vcpus,
             native_tsc,
             tsc_base: Mutex::new(None),
             exits: [const { AtomicU64::new(0) }; NAMES.len()],

@@ -25,6 +25,8 @@ pub enum Exit {
     },
     /// HLT.
     Halt,
+    /// PAUSE: the guest waits for another of its vCPUs.
+    Pause,
     /// RDTSC.
     ReadTsc,
     /// Memory that is no RAM, or not mapped so.
@@ -66,6 +68,7 @@ impl Exit {
             0x64 => Self::Window,
             0x6E => Self::ReadTsc,
             0x72 => Self::Cpuid,
+            0x77 => Self::Pause,
             0x78 => Self::Halt,
             0x7B => Self::Port(Port::decode(info_1, info_2)),
             0x7C => Self::Msr { write: info_1 & 1 != 0 },
@@ -96,12 +99,13 @@ impl Exit {
             Self::TripleFault => 9,
             Self::Invalid => 10,
             Self::Instruction(_) => 11,
+            Self::Pause => 12,
         }
     }
 }
 
 /// Names of exits, by [`Exit::number`].
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "host interrupt",
     "interrupt window",
     "exception",
@@ -114,6 +118,7 @@ pub const NAMES: [&str; 12] = [
     "triple fault",
     "invalid",
     "other",
+    "pause",
 ];
 
 impl Port {

@@ -7,7 +7,8 @@
 //! - [`processor`]: whether this processor can, and switching it on.
 //! - [`vmcb`], [`registers`], [`extended`]: the guest's state, to and from `x86_emulate::Cpu`.
 //! - [`npt`], [`permission`]: what the guest reaches without an exit.
-//! - [`exit`]: what an exit means. `switch`: VMRUN and what must be around it. `vcpu`: the loop.
+//! - [`exit`]: what an exit means. `switch`: VMRUN and what must be around it. `vcpu`: the loop; `at_once`: exits that
+//!   are served without moving the guest's state.
 //!
 //! Unsafe code is in `processor` and `switch` alone.
 #![no_std]
@@ -16,6 +17,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod at_once;
 pub mod engine;
 pub mod exit;
 pub mod extended;

@@ -3,8 +3,9 @@
 //! Called by: `cpu_soft`'s run loop, with all state in the core. General registers and the VMCB's are back in the core
 //! after every exit; extended state stays in the processor until [`Hardware::park`].
 
-use crate::engine::PartitionShared;
-use crate::exit::{Exit, Port};
+use crate::at_once::{self, Answers};
+use crate::engine::{Ground, PartitionShared};
+use crate::exit::Exit;
 use crate::extended::XsaveArea;
 use crate::registers;
 use crate::switch::{self, Gate};
@@ -16,12 +17,15 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering::Relaxed;
 use cpu_soft::SoftCore;
 use cpu_soft::hardware::{Hardware, Left, WANTED};
-use x86_defs::{Exception, flags};
+use x86_defs::Exception;
 use x86_emulate::Core;
-use x86_emulate::cpu::{RIP, reg};
 
 /// DR7: breakpoints enabled.
 const DR7_ENABLED: u64 = 0xFF;
+/// PAUSEs in a row that are no exit, and the cycles between two that end a row (as KVM has them). Processors without
+/// the filter exit at each.
+const PAUSES: u16 = 3000;
+const PAUSE_GAP: u16 = 128;
 /// Exceptions that are looked at, because delivering them may raise them again without end (CVE-2015-5307,
 /// CVE-2015-8104): the exit gives the host its processor back.
 const LOOKED_AT: u32 = 1 << Exception::Debug as u32 | 1 << Exception::AlignmentCheck as u32;
@@ -42,6 +46,7 @@ pub struct SvmVcpu {
     flush: bool,
     /// The host's area of the processor where it ran last: another one knows nothing of its translations.
     ran_at: u64,
+    answers: Answers,
     /// What the TSC's offset was made of.
     tsc_basis: Option<(u64, u64)>,
 }
@@ -63,6 +68,7 @@ impl SvmVcpu {
             again: 0,
             flush: true,
             ran_at: 0,
+            answers: Answers::default(),
             tsc_basis: None,
         }
     }
@@ -120,8 +126,38 @@ impl SvmVcpu {
         self.tsc_basis = Some(basis);
     }
 
+    /// Enters the guest, and again after exits that are served at once. Then its registers are back in the core.
+    /// `None`: it was kept out.
+    fn enter(&mut self, core: &mut SoftCore, ground: &dyn Ground) -> Option<Exit> {
+        let next_rip = self.shared.engine.svm.next_rip;
+        self.answers.forget();
+        loop {
+            let (gpr, attention) = core.registers_and_attention();
+            let gate = Gate { attention, mask: WANTED, interrupted: ground.interrupted() };
+            // SAFETY: the VMCB is complete (`prepare`, `load`), its maps and tables live as long as the partition, and
+            // map the guest's RAM alone.
+            let ran = unsafe { switch::enter(gpr, &mut self.vmcb, self.at, &gate) };
+            if !ran {
+                self.again = self.vmcb.get(control::EVENT_INJECTION);
+                self.store(core);
+                return None;
+            }
+            match at_once::serve(&mut self.vmcb, core, &mut self.answers, next_rip) {
+                Some(exit) => self.count(&exit),
+                None => {
+                    self.store(core);
+                    return Some(self.exit());
+                }
+            }
+        }
+    }
+
+    fn count(&self, exit: &Exit) {
+        self.shared.exits[exit.number()].fetch_add(1, Relaxed);
+    }
+
     /// Takes back what the guest left.
-    fn store(&mut self, core: &mut SoftCore) -> Exit {
+    fn store(&mut self, core: &mut SoftCore) {
         if registers::store(&self.vmcb, &mut core.cpu) {
             let at = core.cpu.cr3 & !31;
             core.cpu.pdpte = core::array::from_fn(|n| core.load_physical(at + 8 * n as u64));
@@ -132,6 +168,10 @@ impl SvmVcpu {
         if tpr != core.tpr() >> 4 {
             core.set_tpr(tpr << 4);
         }
+    }
+
+    /// Why the guest was left. An event whose delivery was interrupted comes first at the next entry.
+    fn exit(&mut self) -> Exit {
         let interrupted = self.vmcb.get(control::EXIT_INT_INFO);
         // INT n is executed anew: RIP is still at it.
         let software = interrupted >> 8 & 7 == 4;
@@ -140,7 +180,7 @@ impl SvmVcpu {
         }
         let (info_1, info_2) = (self.vmcb.get(control::EXIT_INFO_1), self.vmcb.get(control::EXIT_INFO_2));
         let exit = Exit::decode(self.vmcb.get(control::EXIT_CODE), info_1, info_2);
-        self.shared.exits[exit.number()].fetch_add(1, Relaxed);
+        self.count(&exit);
         exit
     }
 
@@ -149,8 +189,7 @@ impl SvmVcpu {
         match exit {
             Exit::Host | Exit::Window => return Some(Left::Service),
             Exit::Exception { vector, error_code } => self.deliver(vector, error_code),
-            // Debugging sees instructions, and strings go through memory: both are the interpreter's.
-            Exit::Port(port) if !port.string && !is_debugged(core) => access(core, &port),
+            Exit::Pause => return Some(Left::Spins),
             Exit::TripleFault => return Some(Left::TripleFault),
             Exit::Invalid => {
                 let cpu = &core.cpu;
@@ -188,28 +227,6 @@ fn common_offset(core: &mut SoftCore) -> u64 {
     best.1
 }
 
-fn is_debugged(core: &SoftCore) -> bool {
-    core.cpu.rflags & flags::TF != 0 || core.cpu.dr[7] & DR7_ENABLED != 0
-}
-
-/// IN or OUT of one element.
-fn access(core: &mut SoftCore, port: &Port) {
-    let value = core.cpu.gpr[reg::RAX];
-    if port.input {
-        let read = u64::from(core.port_in(port.number, port.bytes));
-        core.cpu.gpr[reg::RAX] = match port.bytes {
-            1 => value & !0xFF | read & 0xFF,
-            2 => value & !0xFFFF | read & 0xFFFF,
-            _ => read,
-        };
-    } else {
-        core.port_out(port.number, port.bytes, value as u32);
-    }
-    core.cpu.gpr[RIP] = port.next_rip;
-    core.cpu.interrupt_shadow = false;
-    core.cpu.rflags &= !flags::RF;
-}
-
 /// What stays as it is from entry to entry.
 fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
     use intercept_1::*;
@@ -217,7 +234,11 @@ fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
     let tsc = |bits| if shared.native_tsc { 0 } else { bits };
     let first =
         INTR | NMI | SMI | INIT | tsc(RDTSC) | RDPMC | CPUID | RSM | INVD | HLT | INVLPGA | IOIO | MSR;
-    vmcb.set(control::INTERCEPT_1, first | TASK_SWITCH | FERR_FREEZE | SHUTDOWN);
+    // A vCPU that waits for another one gives up its turn; processors that count let it try for a while.
+    let spins = if shared.vcpus > 1 { PAUSE } else { 0 };
+    vmcb.set(control::INTERCEPT_1, first | spins | TASK_SWITCH | FERR_FREEZE | SHUTDOWN);
+    vmcb.set(control::PAUSE_COUNT, PAUSES);
+    vmcb.set(control::PAUSE_THRESHOLD, PAUSE_GAP);
     let second =
         intercept_2::SVM_INSTRUCTIONS | intercept_2::RDTSCP | intercept_2::WBINVD | intercept_2::MONITOR;
     vmcb.set(control::INTERCEPT_2, second | intercept_2::MWAIT | intercept_2::XSETBV);
@@ -233,23 +254,13 @@ fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
 
 impl Hardware for SvmVcpu {
     fn run(&mut self, core: &mut SoftCore) -> Left {
+        let ground = self.shared.engine.ground.clone();
         loop {
-            let ground = &self.shared.engine.ground;
             if !ground.before_entry(core.timer_due_in()) {
                 return Left::Yield;
             }
             self.load(core);
-            let ground = self.shared.engine.ground.clone();
-            let (gpr, attention) = core.registers_and_attention();
-            let gate = Gate { attention, mask: WANTED, interrupted: ground.interrupted() };
-            // SAFETY: the VMCB is complete (`prepare`, `load`), its maps and tables live as long as the partition, and
-            // map the guest's RAM alone.
-            let ran = unsafe { switch::enter(gpr, &mut self.vmcb, self.at, &gate) };
-            if !ran {
-                self.again = self.vmcb.get(control::EVENT_INJECTION);
-                return Left::Service;
-            }
-            let exit = self.store(core);
+            let Some(exit) = self.enter(core, &*ground) else { return Left::Service };
             if let Some(left) = self.serve(core, exit) {
                 return left;
             }
@@ -302,6 +313,7 @@ mod tests {
         assert_eq!((vmcb.get(control::ASID), vmcb.get(control::NESTED_PAGING)), (3, 1));
         assert_eq!(vmcb.get(control::NESTED_CR3), vcpu.shared.npt.root());
         assert_eq!(vcpu.at, (&raw const *vcpu.vmcb).addr() as u64);
+        assert_ne!(first & intercept_1::PAUSE, 0, "several vCPUs may share a processor");
         let same_rate = SvmVcpu::new(partition(2_000_000), 1);
         assert_eq!(same_rate.vmcb.get(control::INTERCEPT_1) & intercept_1::RDTSC, 0);
     }

@@ -53,6 +53,8 @@ pub mod control {
     pub const INTERCEPT_EXCEPTIONS: Field<u32> = Field::at(0x008);
     pub const INTERCEPT_1: Field<u32> = Field::at(0x00C);
     pub const INTERCEPT_2: Field<u32> = Field::at(0x010);
+    pub const PAUSE_THRESHOLD: Field<u16> = Field::at(0x03C);
+    pub const PAUSE_COUNT: Field<u16> = Field::at(0x03E);
     pub const IOPM_BASE: Field<u64> = Field::at(0x040);
     pub const MSRPM_BASE: Field<u64> = Field::at(0x048);
     pub const TSC_OFFSET: Field<u64> = Field::at(0x050);
@@ -85,6 +87,7 @@ pub mod control {
         pub const RSM: u32 = 1 << 19;
         pub const IRET: u32 = 1 << 20;
         pub const INVD: u32 = 1 << 22;
+        pub const PAUSE: u32 = 1 << 23;
         pub const HLT: u32 = 1 << 24;
         pub const INVLPGA: u32 = 1 << 26;
         pub const IOIO: u32 = 1 << 27;

@@ -6,6 +6,7 @@
 //!
 //! - [`boot_info`], [`memory`]: what the loader handed over, and which memory is free.
 //! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
+//! - [`disk`], [`switch`]: what guests' disks and networks are connected to.
 //! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here;
 //!   [`monitor`]: what people ask them.
 //! - [`log`], [`panic`]: the serial line and the last words on it.
@@ -18,6 +19,7 @@ extern crate std;
 pub mod arch;
 pub mod boot_info;
 pub mod bundle;
+pub mod disk;
 mod ground;
 pub mod heap;
 #[macro_use]
@@ -26,6 +28,7 @@ pub mod memory;
 pub mod monitor;
 pub mod panic;
 mod start;
+pub mod switch;
 pub mod turns;
 pub mod vm_spec;
 

@@ -1,11 +1,12 @@
 //! From the boot code to a running hypervisor: the order of steps.
 
-use crate::arch::{self, clock, image, interrupts, lapic, paging::PageTables, serial};
+use crate::arch::{self, clock, image, interrupts, lapic, paging::PageTables, pci, serial};
 use crate::boot_info::{BootInfo, ReadPhysical};
 use crate::heap::Heap;
 use crate::memory::FreeMemory;
 use crate::panic::refuse;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 /// The boot code maps this much; the heap must be in it.
 const BOOT_MAPPED: u64 = 4 << 30;
@@ -43,7 +44,10 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     free.reserve(own.all.start, own.all.end - own.all.start);
     info.modules.iter().flatten().for_each(|module| free.reserve(module.start, module.bytes));
     claim_heap(heap, &mut free);
-    let tables: &'static PageTables = Box::leak(Box::new(PageTables::one_to_one(&info.memory, &own)));
+    let functions = pci::virtio_functions();
+    let registers: Vec<_> = functions.iter().flat_map(|function| function.registers.clone()).collect();
+    let tables = PageTables::one_to_one(&info.memory, &own, &registers);
+    let tables: &'static PageTables = Box::leak(Box::new(tables));
     // SAFETY: they map everything where the boot code has it, and live for ever; this processor is at level 0 in
     // 64-bit mode with interrupts off.
     unsafe {
@@ -61,7 +65,7 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     );
     crate::log!("free memory: {} MiB", free.bytes() / MIB);
     arch::enable_interrupts();
-    crate::ground::run(&info, free)
+    crate::ground::run(&info, free, &functions)
 }
 
 fn show_memory(info: &BootInfo) {

@@ -8,9 +8,17 @@
 //! kernel = "vmlinuz"
 //! initrd = "initrd.cpio"
 //! append = "console=ttyS0"
+//! # A copy of a file of the bundle; a virtio disk of the machine, all of it.
+//! disk = "ram:root.img"
+//! disk = "machine:0"
+//! # The machine's switch.
+//! net = "switch"
+//! # Typing goes to hvc0 instead of ttyS0.
+//! console = "virtio"
 //! ```
 //!
-//! Of TOML it takes what stands here: tables `[[vm]]`, numbers, strings in double quotes without escapes, comments.
+//! Of TOML it takes what stands here: tables `[[vm]]`, numbers, strings in double quotes without escapes, comments;
+//! `disk` may stand several times.
 //! Called by: [`crate::ground`].
 
 use alloc::string::{String, ToString};
@@ -18,6 +26,18 @@ use alloc::vec::Vec;
 
 /// Most VMs of a bundle.
 pub const MAX_VMS: usize = 8;
+
+/// Most disks of a VM.
+pub const MAX_DISKS: usize = 4;
+
+/// What a disk of a VM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskSource {
+    /// A copy, in memory, of a file of the bundle.
+    Ram(String),
+    /// A disk of the machine, counted from 0.
+    Machine(usize),
+}
 
 /// A VM as the bundle describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +56,12 @@ pub struct VmSpec {
     pub initrd: String,
     /// The kernel's command line.
     pub append: String,
+    /// virtio-blk, in the order in which the guest finds them.
+    pub disks: Vec<DiskSource>,
+    /// virtio-net, on the machine's switch.
+    pub net: bool,
+    /// A virtio console, to which typing goes.
+    pub virtio_console: bool,
 }
 
 /// What is wrong, and in which line.
@@ -70,6 +96,9 @@ pub fn parse(text: &[u8]) -> Result<Vec<VmSpec>, VmSpecError> {
                 kernel: String::new(),
                 initrd: String::new(),
                 append: String::new(),
+                disks: Vec::new(),
+                net: false,
+                virtio_console: false,
             });
             continue;
         }
@@ -103,9 +132,29 @@ fn set(vm: &mut VmSpec, key: &str, value: &str) -> Result<(), &'static str> {
         "kernel" => vm.kernel = text()?,
         "initrd" => vm.initrd = text()?,
         "append" => vm.append = text()?,
+        "disk" if vm.disks.len() == MAX_DISKS => return Err("there are too many disks"),
+        "disk" => vm.disks.push(disk(&text()?)?),
+        "net" if text()? == "switch" => vm.net = true,
+        "net" => return Err("the only network is \"switch\""),
+        "console" => match &*text()? {
+            "serial" => vm.virtio_console = false,
+            "virtio" => vm.virtio_console = true,
+            _ => return Err("a console is \"serial\" or \"virtio\""),
+        },
         _ => return Err("there is no such key"),
     }
     Ok(())
+}
+
+fn disk(text: &str) -> Result<DiskSource, &'static str> {
+    match text.split_once(':') {
+        Some(("ram", file)) => Ok(DiskSource::Ram(file.into())),
+        Some(("machine", number)) => number
+            .parse()
+            .map(DiskSource::Machine)
+            .map_err(|_| "a disk of the machine has a number, counted from 0"),
+        _ => Err("a disk is \"ram:FILE\" or \"machine:NUMBER\""),
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +170,20 @@ mod tests {
             ("one", 128, 1, "a=b c")
         );
         assert_eq!((&*vms[1].name, vms[1].memory_mib, vms[1].cpus), ("vm2", 256, 2));
+    }
+
+    #[test]
+    fn devices_are_read() {
+        let text = b"[[vm]]\nkernel = \"k\"\ndisk = \"ram:a\"\ndisk = \"machine:1\"\nnet = \"switch\"\nconsole = \"virtio\"\n";
+        let vm = parse(text).unwrap().remove(0);
+        assert_eq!(vm.disks, [DiskSource::Ram("a".into()), DiskSource::Machine(1)]);
+        assert!(vm.net && vm.virtio_console);
+        for wrong in ["disk = \"a\"", "disk = \"machine:x\"", "net = \"other\"", "console = \"vga\""] {
+            let text = alloc::format!("[[vm]]\nkernel = \"k\"\n{wrong}\n");
+            assert_eq!(parse(text.as_bytes()).unwrap_err().line, 3, "{wrong}");
+        }
+        let many = alloc::format!("[[vm]]\n{}", "disk = \"ram:a\"\n".repeat(MAX_DISKS + 1));
+        assert_eq!(parse(many.as_bytes()).unwrap_err().problem, "there are too many disks");
     }
 
     #[test]

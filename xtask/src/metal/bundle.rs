@@ -13,6 +13,8 @@ use crate::workspace;
 
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd.cpio";
+/// A disk image of zeroes.
+pub const BLANK: &str = "blank.img";
 
 #[derive(Debug, Clone, Args)]
 pub struct BundleOptions {
@@ -28,6 +30,15 @@ pub struct BundleOptions {
     /// Memory of each VM, in MiB.
     #[arg(long, default_value_t = 256)]
     pub memory: u32,
+    /// More lines for every VM in `bedplate.toml`, such as `net = "switch"` or `disk = "ram:blank.img"`.
+    #[arg(long = "line")]
+    pub lines: Vec<String>,
+    /// More lines for each VM of its own.
+    #[arg(skip)]
+    pub own_lines: Vec<Vec<String>>,
+    /// Size of `blank.img` in the bundle, in MiB; 0: there is none.
+    #[arg(long, default_value_t = 0)]
+    pub blank_mib: usize,
     /// CPU model of each VM. QEMU's SVM has no virtual-8086 extensions.
     #[arg(long, default_value = "x86-64-v3,-vme")]
     pub cpu_model: String,
@@ -68,16 +79,31 @@ pub fn make(options: &BundleOptions) -> Result<PathBuf> {
         if guest.initrd.is_some() {
             let _ = writeln!(spec, "initrd = \"{INITRD}\"");
         }
+        let own = options.own_lines.get(index).into_iter().flatten();
+        options.lines.iter().chain(own).for_each(|line| {
+            let _ = writeln!(spec, "{line}");
+        });
     }
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut files = vec![(KERNEL, read(&guest.kernel)?)];
+    if let Some(initrd) = &guest.initrd {
+        files.push((INITRD, read(initrd)?));
+    }
+    if options.blank_mib > 0 {
+        files.push((BLANK, vec![0; options.blank_mib << 20]));
+    }
+    write(&spec, &files, options.output.as_deref())
+}
+
+/// Writes a bundle of `spec` and what it names; where it is.
+pub fn write(spec: &str, files: &[(&str, Vec<u8>)], output: Option<&Path>) -> Result<PathBuf> {
     let mut archive = CpioWriter::new(Vec::new());
     archive.file("bedplate.toml", spec.as_bytes())?;
-    archive.file(KERNEL, &read(&guest.kernel)?)?;
-    if let Some(initrd) = &guest.initrd {
-        archive.file(INITRD, &read(initrd)?)?;
+    for (name, content) in files {
+        archive.file(name, content)?;
     }
     let folder = workspace::target_folder()?.join("metal");
-    let output = options.output.clone().unwrap_or_else(|| folder.join("bundle.cpio"));
+    let output = output.map_or_else(|| folder.join("bundle.cpio"), Path::to_owned);
     if let Some(folder) = output.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }

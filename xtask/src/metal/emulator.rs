@@ -1,12 +1,15 @@
-//! QEMU's TCG with AMD SVM, started for one boot. The serial log is read up to the end that the image itself makes, or
-//! to a timeout.
+//! QEMU's TCG with AMD SVM, started for one boot: by PVH (`-kernel`), or by OVMF from a volume with the UEFI
+//! application. The serial log is read up to the end that the image itself makes, or to a timeout.
 
+use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::workspace;
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
@@ -30,41 +33,96 @@ impl Ending {
     }
 }
 
+/// What is booted, and how.
+#[derive(Clone)]
+pub enum Boot {
+    /// The image, by QEMU itself.
+    Pvh(PathBuf),
+    /// The UEFI application, by OVMF.
+    Uefi(PathBuf),
+}
+
+/// UEFI firmware of the package ovmf: code, and the variables that it starts with.
+const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+
+/// Whether OVMF is installed.
+pub fn has_ovmf() -> bool {
+    OVMF.iter().all(|file| Path::new(file).is_file())
+}
+
 /// A machine to boot the image in.
+#[derive(Clone)]
 pub struct Qemu {
-    pub image: PathBuf,
+    pub boot: Boot,
     pub memory_mib: u32,
     pub cpus: u32,
     /// Module: the bundle.
     pub bundle: Option<PathBuf>,
     /// `-cpu`.
     pub cpu: &'static str,
+    /// Time is instructions executed: 1 ns each, whatever else the host does.
+    pub counted: bool,
+    /// More arguments.
+    pub more: Vec<String>,
 }
 
 impl Qemu {
-    pub fn new(image: PathBuf) -> Result<Self> {
+    pub fn new(boot: Boot) -> Result<Self> {
         if crate::exec::find(QEMU).is_none() {
             bail!("{QEMU} is not installed: cargo xtask setup");
         }
-        Ok(Self { image, memory_mib: 1024, cpus: 1, bundle: None, cpu: "max" })
+        let (memory_mib, cpus, bundle, cpu) = (1024, 1, None, "max");
+        Ok(Self { boot, memory_mib, cpus, bundle, cpu, counted: false, more: Vec::new() })
     }
 
     /// The command, its serial line at `serial`.
-    pub fn command(&self, serial: &str) -> Command {
+    pub fn command(&self, serial: &str) -> Result<Command> {
         let mut command = Command::new(QEMU);
         command.args(["-accel", "tcg", "-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(["-cpu", self.cpu, "-m", &self.memory_mib.to_string(), "-smp", &self.cpus.to_string()]);
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", serial, "-kernel"]);
-        command.arg(&self.image);
-        if let Some(bundle) = &self.bundle {
-            command.arg("-initrd").arg(bundle);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", serial]).args(&self.more);
+        if self.counted {
+            command.args(["-icount", "shift=0,sleep=off"]);
         }
-        command
+        match &self.boot {
+            Boot::Pvh(image) => {
+                command.arg("-kernel").arg(image);
+                if let Some(bundle) = &self.bundle {
+                    command.arg("-initrd").arg(bundle);
+                }
+            }
+            Boot::Uefi(application) => {
+                let volume = self.volume(application)?;
+                for (unit, file) in OVMF.iter().enumerate() {
+                    let drive = format!("if=pflash,unit={unit},format=raw,file={file},snapshot=on");
+                    command.arg("-drive").arg(drive);
+                }
+                command
+                    .arg("-drive")
+                    .arg(format!("if=ide,format=raw,file=fat:{},snapshot=on", volume.display()));
+            }
+        }
+        Ok(command)
+    }
+
+    /// A folder that is the firmware's boot volume.
+    fn volume(&self, application: &Path) -> Result<PathBuf> {
+        let volume = workspace::target_folder()?.join("metal/volume");
+        if volume.exists() {
+            fs::remove_dir_all(&volume).context("cannot remove the last boot volume")?;
+        }
+        let mut files = vec![(application, volume.join("EFI/BOOT/BOOTX64.EFI"))];
+        files.extend(self.bundle.as_deref().map(|bundle| (bundle, volume.join("bedplate/bundle.cpio"))));
+        for (from, to) in files {
+            fs::create_dir_all(to.parent().unwrap_or(&volume)).context("cannot make a boot volume")?;
+            fs::copy(from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(volume)
     }
 
     /// Boots; the serial log and how it ended.
     pub fn run(&self, seconds: u64) -> Result<(String, Ending)> {
-        let mut command = self.command("stdio");
+        let mut command = self.command("stdio")?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run QEMU")?;
         let mut output = child.stdout.take().context("QEMU has no output")?;

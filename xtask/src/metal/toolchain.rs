@@ -1,4 +1,4 @@
-//! What builds for `x86_64-unknown-none`: the target of the toolchain in use if it is installed, otherwise Debian's
+//! What builds for `x86_64-unknown-none` and `x86_64-unknown-uefi`: the target of the toolchain in use if it is installed, otherwise Debian's
 //! `rustc-web` with the sources in `rust-web-src` (docs/adr/0009-bare-metal.md).
 
 use std::path::{Path, PathBuf};
@@ -8,9 +8,30 @@ use anyhow::{Context, Result, bail};
 
 use crate::{exec, workspace};
 
-pub const TARGET: &str = "x86_64-unknown-none";
-/// Where the image lies is `link.ld`'s to say; backtraces follow frame pointers.
-const RUSTFLAGS: &str = "-Crelocation-model=static -Cforce-frame-pointers=yes";
+/// A target without an operating system.
+pub struct Target {
+    name: &'static str,
+    /// Its name in cargo's environment.
+    variable: &'static str,
+    rustflags: &'static str,
+    /// What a binary's name ends in.
+    suffix: &'static str,
+}
+
+/// The image's. Where it lies is `link.ld`'s to say; backtraces follow frame pointers.
+pub const NONE: Target = Target {
+    name: "x86_64-unknown-none",
+    variable: "CARGO_TARGET_X86_64_UNKNOWN_NONE",
+    rustflags: "-Crelocation-model=static -Cforce-frame-pointers=yes",
+    suffix: "",
+};
+/// The loader's.
+pub const UEFI: Target = Target {
+    name: "x86_64-unknown-uefi",
+    variable: "CARGO_TARGET_X86_64_UNKNOWN_UEFI",
+    rustflags: "",
+    suffix: ".efi",
+};
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib";
@@ -26,10 +47,11 @@ pub enum Toolchain {
     },
 }
 
-/// The first that there is.
-pub fn find() -> Result<Toolchain> {
+/// The first that there is for `target`.
+pub fn find(target: &Target) -> Result<Toolchain> {
+    let target = target.name;
     let root = workspace::root();
-    let libraries = exec::output(&root, "rustc", &["--print", "target-libdir", "--target", TARGET])?;
+    let libraries = exec::output(&root, "rustc", &["--print", "target-libdir", "--target", target])?;
     if has_core(Path::new(&libraries)) {
         return Ok(Toolchain::Target);
     }
@@ -40,7 +62,7 @@ pub fn find() -> Result<Toolchain> {
         return Ok(Toolchain::Debian { linker });
     }
     bail!(
-        "nothing here builds for {TARGET}: run `rustup target add {TARGET}`, or on Debian \
+        "nothing here builds for {target}: run `rustup target add {target}`, or on Debian \
          `apt-get install rustc-web cargo-web rust-web-src`"
     )
 }
@@ -66,19 +88,25 @@ impl Toolchain {
         }
     }
 
-    /// Builds a package's binary in release and gives its path.
-    pub fn build(&self, package: &str, binary: &str) -> Result<PathBuf> {
+    /// Builds a package's binary in release, with `environment`, and gives its path.
+    pub fn build(
+        &self,
+        target: &Target,
+        package: &str,
+        binary: &str,
+        environment: &[(&str, &Path)],
+    ) -> Result<PathBuf> {
         let (mut command, folder) = match self {
             Self::Target => (Command::new("cargo"), workspace::target_folder()?),
             Self::Debian { linker } => {
                 let mut command = Command::new(DEBIAN_CARGO);
                 command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTUP_TOOLCHAIN");
-                command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", linker);
+                command.env(format!("{}_LINKER", target.variable), linker);
                 // Its own folder: another compiler's output would be thrown away at every change between them.
                 (command, workspace::target_folder()?.join("metal-debian"))
             }
         };
-        command.current_dir(workspace::root()).arg("build").args(["--release", "--target", TARGET]);
+        command.current_dir(workspace::root()).arg("build").args(["--release", "--target", target.name]);
         command.args(["--package", package, "--bin", binary]).arg("--target-dir").arg(&folder);
         if let Self::Debian { .. } = self {
             command.args([
@@ -86,11 +114,12 @@ impl Toolchain {
                 "-Zbuild-std-features=compiler-builtins-mem",
             ]);
         }
-        command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", RUSTFLAGS);
+        command.env(format!("{}_RUSTFLAGS", target.variable), target.rustflags);
+        command.envs(environment.iter().copied());
         let status = command.status().context("cannot run cargo")?;
         if !status.success() {
             bail!("{binary} was not built ({status})");
         }
-        Ok(folder.join(TARGET).join("release").join(binary))
+        Ok(folder.join(target.name).join("release").join(format!("{binary}{}", target.suffix)))
     }
 }

@@ -22,6 +22,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "host_io",
     "jail",
     "metal",
+    "uefi_loader",
     "differential",
 ];
 /// Crates with std in folders that are otherwise without.

@@ -1,4 +1,5 @@
-# Entry by PVH (Xen's x86/HVM direct boot ABI): 32-bit protected mode, paging off, EBX = address of hvm_start_info.
+# Entry by PVH (Xen's x86/HVM direct boot ABI): 32-bit protected mode, paging off, EBX = address of hvm_start_info; or by
+# our UEFI loader at the ELF entry: 64-bit mode, memory mapped one to one, interrupts off, RDI = that address.
 # It maps the first 4 GiB one to one with pages of 2 MiB, enters long mode and calls `metal_start`. The tables here are
 # replaced by arch/paging.rs as soon as there is a heap.
 .section .note.pvh, "a", @note
@@ -52,6 +53,36 @@ pvh_start:
     push eax
     retf
 .code64
+.global loader_start
+loader_start:
+    cli
+    cld
+    lea rsp, [rip + boot_stack_top]
+    lea rax, [rip + boot_pdpt + 3]
+    mov [rip + boot_pml4], rax
+    lea rax, [rip + boot_pds + 3]
+    lea rdx, [rip + boot_pdpt]
+    xor ecx, ecx
+4:  mov [rdx + rcx*8], rax
+    add rax, 4096
+    inc ecx
+    cmp ecx, 4
+    jne 4b
+    lea rdx, [rip + boot_pds]
+    xor ecx, ecx
+    mov eax, 0x83
+5:  mov [rdx + rcx*8], rax
+    add rax, 0x200000
+    inc ecx
+    cmp ecx, 2048
+    jne 5b
+    lea rax, [rip + boot_pml4]
+    mov cr3, rax
+    lgdt [rip + boot_gdtr]
+    push 8
+    lea rax, [rip + long_start]
+    push rax
+    retfq
 long_start:
     mov ax, 16
     mov ds, ax
@@ -72,7 +103,7 @@ long_start:
 .align 16
 boot_gdt: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
 boot_gdtr: .short 23
-.long boot_gdt
+.quad boot_gdt
 
 .section .bss.guarded, "aw", @nobits
 .align 4096

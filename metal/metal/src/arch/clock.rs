@@ -4,9 +4,11 @@ use super::{in8, out8, rtc, tsc};
 use guest_time::HostTime;
 use spin::Once;
 
-/// How long TSC and APIC timer are measured, and how often.
-const WINDOW_MS: u32 = 10;
-const WINDOWS: usize = 8;
+/// How long the TSC is measured, and how often.
+const WINDOW_MS: u32 = 5;
+const WINDOWS: usize = 5;
+/// Turns between two looks at the 8254: a look is slow where it is emulated.
+const TURNS: u32 = 500;
 
 const PIT_HZ: u32 = 1_193_182;
 const PIT_CHANNEL_2: u16 = 0x42;
@@ -23,20 +25,32 @@ pub fn wait_ms(ms: u32) {
     out8(PIT_CHANNEL_2, (count >> 8) as u8);
     out8(SPEAKER, in8(SPEAKER) & !2 | 1);
     while in8(SPEAKER) & 0x20 == 0 {
-        core::hint::spin_loop();
+        (0..TURNS).for_each(|turn| _ = core::hint::black_box(turn));
     }
 }
 
-/// Ticks of `counter` in a millisecond. An emulator or firmware that has the processor meanwhile only makes a window
+/// Ticks of the TSC in a millisecond. An emulator or firmware that has the processor meanwhile only makes a window
 /// longer: the shortest of several is right.
-pub fn ticks_in_a_ms(counter: impl Fn() -> u64) -> u64 {
+fn measure_khz() -> u32 {
     let window = || {
-        let before = counter();
+        let before = tsc();
         wait_ms(WINDOW_MS);
-        counter().wrapping_sub(before)
+        tsc().wrapping_sub(before)
     };
     let shortest = (0..WINDOWS).map(|_| window()).min().unwrap_or(0);
-    (shortest / u64::from(WINDOW_MS)).max(1)
+    (shortest / u64::from(WINDOW_MS)).clamp(1, u64::from(u32::MAX)) as u32
+}
+
+/// Ticks of `counter` in a second, by the TSC, whose rate is known.
+pub fn rate_of(counter: impl Fn() -> u64) -> u64 {
+    let (from, start) = (counter(), tsc());
+    let wanted = u64::from(tsc_khz()) * u64::from(WINDOW_MS);
+    while tsc().wrapping_sub(start) < wanted {
+        core::hint::spin_loop();
+    }
+    let (ticks, passed) = (counter().wrapping_sub(from), tsc().wrapping_sub(start));
+    let rate = u128::from(ticks) * u128::from(tsc_khz()) * 1000 / u128::from(passed.max(1));
+    rate.clamp(1, u128::from(u64::MAX)) as u64
 }
 
 struct Measured {
@@ -51,10 +65,7 @@ static MEASURED: Once<Measured> = Once::new();
 
 /// Measures the TSC; our time starts.
 pub fn initialize() {
-    MEASURED.call_once(|| {
-        let khz = ticks_in_a_ms(tsc).min(u64::from(u32::MAX)) as u32;
-        Measured { khz, base: tsc(), wall_ns: rtc::wall_ns() }
-    });
+    MEASURED.call_once(|| Measured { khz: measure_khz(), base: tsc(), wall_ns: rtc::wall_ns() });
 }
 
 /// Rate of the TSC; 0 before it was measured.

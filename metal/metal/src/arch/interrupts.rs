@@ -1,5 +1,5 @@
 //! Descriptor tables and interrupt handlers of our own: every exception of the hypervisor is its end, and told;
-//! interrupts are the timer's.
+//! interrupts are the timer's and devices'.
 //!
 //! Double faults, NMIs and machine checks have stacks of their own, so that an overflowing stack (whose guard page is
 //! not mapped) can still be told.
@@ -13,6 +13,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub const TIMER_VECTOR: u8 = 0x20;
 /// Vector of a wake-up from another processor.
 pub const WAKE_VECTOR: u8 = 0x21;
+/// Vector of all devices.
+pub const DEVICE_VECTOR: u8 = 0x22;
 /// Vector of the local APIC's spurious interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xFF;
 
@@ -113,11 +115,25 @@ pub fn on_timer(handler: fn()) {
     ON_TIMER.call_once(|| handler);
 }
 
+/// The same for devices' interrupts.
+static ON_DEVICE: spin::Once<fn()> = spin::Once::new();
+
+/// Says what a device's interrupt does. Only the first call counts.
+pub fn on_device(handler: fn()) {
+    ON_DEVICE.call_once(|| handler);
+}
+
 extern "C" fn interrupt(frame: &Frame) {
     match frame.vector as u8 {
         TIMER_VECTOR => {
             TICKS.fetch_add(1, Ordering::Relaxed);
             if let Some(handler) = ON_TIMER.get() {
+                handler();
+            }
+            lapic::end_of_interrupt();
+        }
+        DEVICE_VECTOR => {
+            if let Some(handler) = ON_DEVICE.get() {
                 handler();
             }
             lapic::end_of_interrupt();

@@ -68,16 +68,21 @@ pub fn mask_legacy_controllers() {
     out8(0xA1, 0xFF);
 }
 
+/// Enables it; without a timer.
+pub fn enable() {
+    write(SPURIOUS, ENABLE | u32::from(SPURIOUS_VECTOR));
+}
+
 /// Enables it, with the timer not running, and measures the timer (on the first processor).
 pub fn initialize() {
-    write(SPURIOUS, ENABLE | u32::from(SPURIOUS_VECTOR));
+    enable();
     write(DIVIDE, BY_16);
     write(LVT_TIMER, MASKED | u32::from(TIMER_VECTOR));
     if HZ.load(Ordering::Relaxed) == 0 {
         write(INITIAL_COUNT, u32::MAX);
-        let per_ms = clock::ticks_in_a_ms(|| u64::from(u32::MAX - read(CURRENT_COUNT)));
+        let hz = clock::rate_of(|| u64::from(u32::MAX - read(CURRENT_COUNT)));
         write(INITIAL_COUNT, 0);
-        HZ.store(per_ms * 1000, Ordering::Relaxed);
+        HZ.store(hz, Ordering::Relaxed);
     }
     write(LVT_TIMER, u32::from(TIMER_VECTOR));
 }

@@ -4,10 +4,13 @@
 //! allocate nothing.
 
 pub mod clock;
+pub mod dma;
 pub mod image;
 pub mod interrupts;
 pub mod lapic;
+pub mod msix;
 pub mod paging;
+pub mod pci;
 pub mod rtc;
 pub mod screen;
 pub mod serial;
@@ -26,6 +29,20 @@ pub fn in8(port: u16) -> u8 {
 pub fn out8(port: u16, value: u8) {
     // SAFETY: as above.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// IN of four bytes.
+pub fn in32(port: u16) -> u32 {
+    let value: u32;
+    // SAFETY: as above.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// OUT of four bytes.
+pub fn out32(port: u16, value: u32) {
+    // SAFETY: as above.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// OUT of two bytes.

@@ -17,6 +17,8 @@ use x86_defs::paging::{PTE_ADDR, PTE_NX, PTE_P, PTE_PS, PTE_W};
 const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
 const FOUR_GIB: u64 = 4 << 30;
+/// Behind the last address that four levels of tables map in the lower half.
+const MAX_ADDRESS: u64 = 1 << 47;
 /// PWT and PCD: uncached.
 const UNCACHED: u64 = 1 << 3 | 1 << 4;
 
@@ -85,11 +87,16 @@ impl PageTables {
         0
     }
 
-    /// Tables for a machine of this memory, with our image in it.
-    pub fn one_to_one(map: &MemoryMap, image: &Image) -> Self {
+    /// Tables for a machine of this memory, with our image in it, and devices' `registers` wherever they are.
+    pub fn one_to_one(map: &MemoryMap, image: &Image, registers: &[Range<u64>]) -> Self {
         let plan = Plan::new(map, image);
         let mut tables = Self::default();
         let top = map.top().max(FOUR_GIB).next_multiple_of(LARGE);
+        for range in registers.iter().filter(|range| range.start >= top && range.end <= MAX_ADDRESS) {
+            for page in (range.start & !(PAGE - 1)..range.end).step_by(PAGE as usize) {
+                tables.map(page, 1, PTE_W | PTE_NX | UNCACHED);
+            }
+        }
         for block in (0..top).step_by(LARGE as usize) {
             if plan.is_uniform(block..block + LARGE) {
                 if let Some(flags) = plan.flags(block) {
@@ -196,7 +203,7 @@ mod tests {
             guard: 0x13_0000..0x13_1000,
             stack: 0x13_1000..0x14_0000,
         };
-        let tables = PageTables::one_to_one(&map, &image);
+        let tables = PageTables::one_to_one(&map, &image, &[0x80_0000_1000..0x80_0000_2000, 0..u64::MAX]);
         let writable = |at| tables.entry(at) & PTE_W != 0;
         let executable = |at| tables.entry(at) != 0 && tables.entry(at) & PTE_NX == 0;
         for page in (0..0x40_0000).step_by(4096) {
@@ -208,6 +215,9 @@ mod tests {
         assert_eq!(tables.entry(0x3000_0000), 0x3000_0000 | PTE_P | PTE_W | PTE_NX | PTE_PS);
         assert_eq!(tables.entry(0xFEE0_0000) & UNCACHED, UNCACHED);
         assert_eq!(tables.entry(0x10_0000_0000), 0);
+        let registers = tables.entry(0x80_0000_1FFF);
+        assert_eq!(registers & (PTE_ADDR | UNCACHED), 0x80_0000_1000 | UNCACHED);
+        assert_eq!((tables.entry(0x80_0000_0FFF), tables.entry(0x80_0000_2000)), (0, 0));
         assert_eq!(tables.entry(0x1_0000_0000), 0);
         assert_eq!(tables.entry(0x1_4000_0000) & PTE_ADDR, 0x1_4000_0000);
     }

@@ -12,8 +12,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use chipset::SerialOut;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use device::Waker;
 use machine::SerialInput;
 use sync::Mutex;
+use virtio_devices::ConsoleBackend;
 
 /// Ctrl-A.
 const SWITCH_KEY: u8 = 1;
@@ -34,7 +36,15 @@ pub fn name_lines() {
 pub struct Port {
     name: String,
     line: Mutex<Vec<u8>>,
-    input: Mutex<(Option<SerialInput>, VecDeque<u8>)>,
+    input: Mutex<Input>,
+}
+
+/// What was typed, and where it goes: to the virtio console if there is one.
+#[derive(Default)]
+struct Input {
+    typed: VecDeque<u8>,
+    serial: Option<SerialInput>,
+    console: Option<Waker>,
 }
 
 impl Port {
@@ -46,9 +56,14 @@ impl Port {
     /// Connects the guest's serial port; one that is not `shown` goes nowhere.
     pub fn open(this: &Arc<Self>, shown: bool, input: SerialInput) -> Box<dyn SerialOut> {
         if shown {
-            this.input.lock().0 = Some(input);
+            this.input.lock().serial = Some(input);
         }
         Box::new(PortOut(shown.then(|| this.clone())))
+    }
+
+    /// Connects the guest's virtio console.
+    pub fn open_console(this: &Arc<Self>, shown: bool) -> Box<dyn ConsoleBackend> {
+        Box::new(ConsoleEnd(shown.then(|| this.clone())))
     }
 
     fn write(&self, bytes: &[u8]) {
@@ -75,19 +90,45 @@ impl Port {
     /// Something was typed for it.
     pub fn typed(&self, byte: u8) {
         let mut input = self.input.lock();
-        if input.1.len() < MAX_TYPED {
-            input.1.push_back(byte);
+        if input.typed.len() < MAX_TYPED {
+            input.typed.push_back(byte);
+        }
+        if let Some(waker) = &input.console {
+            waker.wake();
         }
     }
 
-    /// Gives the guest what it has room for.
+    /// Gives the guest's serial port what it has room for.
     pub fn give(&self) {
-        let mut guard = self.input.lock();
-        let (Some(input), typed) = &mut *guard else { return };
+        let Input { typed, serial: Some(serial), console: None } = &mut *self.input.lock() else { return };
         if !typed.is_empty() {
-            let taken = input.receive(typed.make_contiguous());
+            let taken = serial.receive(typed.make_contiguous());
             typed.drain(..taken.min(typed.len()));
         }
+    }
+}
+
+/// A virtio console's end; `None`: it is connected to nothing.
+struct ConsoleEnd(Option<Arc<Port>>);
+
+impl ConsoleBackend for ConsoleEnd {
+    fn set_waker(&mut self, waker: Waker) {
+        if let Some(port) = &self.0 {
+            port.input.lock().console = Some(waker);
+        }
+    }
+    fn write(&mut self, data: &[u8]) -> usize {
+        if let Some(port) = &self.0 {
+            port.write(data);
+        }
+        data.len()
+    }
+    fn read(&mut self, buf: &mut [u8]) -> usize {
+        let Some(port) = &self.0 else { return 0 };
+        let typed = &mut port.input.lock().typed;
+        let bytes = typed.len().min(buf.len());
+        buf.iter_mut().zip(typed.drain(..bytes)).for_each(|(to, byte)| *to = byte);
+        bytes
     }
 }
 

@@ -4,9 +4,14 @@
 //! from free memory, whole, and is the guest's alone; nothing else of memory ever reaches a guest.
 
 use super::console::Port;
+use super::devices::Devices;
 use super::processor::Processor;
+use crate::arch::pci::VirtioFunction;
 use crate::arch::{clock, clock::MachineTime};
+use crate::disk::{Disk, RamDisk, Store};
 use crate::memory::FreeMemory;
+use crate::switch::{MTU, Switch, SwitchPort};
+use crate::vm_spec::DiskSource;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -25,22 +30,55 @@ use hypervisor::Wake;
 use machine::{DeviceSlot, HostError, HostServices, SerialInput};
 use machine_spec::{HostKey, RamSpec};
 use sync::Mutex;
+use virtio_devices::backend::SECTOR_BYTES;
 use virtio_devices::{BlockBackend, ConsoleBackend, EntropySource, NetBackend};
 
+const PAGE: u64 = 4096;
 /// Guest RAM starts at a multiple of this, so that nested tables are small.
 const LARGE_PAGE: u64 = 2 << 20;
 
-/// Free memory, shared by all VMs.
-pub struct Memory(Mutex<FreeMemory>);
+/// What all VMs get their share of.
+pub struct Resources {
+    free: Mutex<FreeMemory>,
+    switch: Arc<Mutex<Switch>>,
+    /// Disks and network card of the machine.
+    pub devices: Devices,
+}
 
-impl Memory {
-    /// All that is free.
-    pub fn new(free: FreeMemory) -> Self {
-        Self(Mutex::new(free))
+impl Resources {
+    /// All that is free, and all devices that are known.
+    pub fn new(free: FreeMemory, functions: &[VirtioFunction]) -> Self {
+        let switch: Arc<Mutex<Switch>> = Arc::default();
+        let devices = Devices::start(functions, || SwitchPort::plug(&switch));
+        Self { free: Mutex::new(free), switch, devices }
     }
+
     /// Bytes left.
     pub fn free_bytes(&self) -> u64 {
-        self.0.lock().bytes()
+        self.free.lock().bytes()
+    }
+
+    /// Takes memory at a multiple of `align` for good, and makes it zero.
+    fn take(&self, bytes: u64, align: u64) -> Result<NonNull<u8>, HostError> {
+        let taken = self.free.lock().take(bytes, align, u64::MAX);
+        let at = taken.ok_or_else(|| {
+            let free = self.free_bytes() >> 20;
+            HostError(format!("{} MiB are wanted in one piece, {free} MiB are free", bytes >> 20))
+        })?;
+        // SAFETY: whole pages of RAM, mapped one to one, taken from free memory: nobody has references to them.
+        unsafe { zero(at, bytes.div_ceil(8)) };
+        NonNull::new(core::ptr::with_exposed_provenance_mut(at as usize))
+            .ok_or_else(|| HostError("memory at address 0".into()))
+    }
+
+    /// A disk in memory that starts as a copy of `content`.
+    fn ram_disk(&self, content: &[u8]) -> Result<RamDisk, HostError> {
+        let bytes = content.len().next_multiple_of(SECTOR_BYTES as usize);
+        let at = self.take(bytes as u64, PAGE)?;
+        // SAFETY: the memory was just taken for good, and is nobody else's.
+        let memory = unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), bytes) };
+        memory[..content.len()].copy_from_slice(content);
+        Ok(RamDisk::new(memory))
     }
 }
 
@@ -60,21 +98,29 @@ struct Events {
 pub struct VmHost {
     clock: GuestClock,
     events: Arc<Events>,
-    memory: Arc<Memory>,
+    resources: Arc<Resources>,
     files: BTreeMap<String, &'static [u8]>,
+    /// By the name in the machine's spec.
+    disks: BTreeMap<String, DiskSource>,
     port: Arc<Port>,
     /// Start and length of the RAM.
     ram: Mutex<Option<(u64, u64)>>,
 }
 
 impl VmHost {
-    /// For one VM; `files` are what it may read.
-    pub fn new(memory: &Arc<Memory>, files: BTreeMap<String, &'static [u8]>, port: Arc<Port>) -> Self {
+    /// For one VM; `files` are what it may read, `disks` what it may have.
+    pub fn new(
+        resources: &Arc<Resources>,
+        files: BTreeMap<String, &'static [u8]>,
+        disks: BTreeMap<String, DiskSource>,
+        port: Arc<Port>,
+    ) -> Self {
         Self {
             clock: GuestClock::new(Box::new(MachineTime)),
             events: Arc::default(),
-            memory: memory.clone(),
+            resources: resources.clone(),
             files,
+            disks,
             port,
             ram: Mutex::new(None),
         }
@@ -137,10 +183,6 @@ impl Timer for DeviceTimer {
     }
 }
 
-fn not_there(what: &str) -> HostError {
-    HostError(format!("{what} on bare metal are not there yet"))
-}
-
 impl HostServices for VmHost {
     fn clock(&self) -> &GuestClock {
         &self.clock
@@ -168,19 +210,8 @@ impl HostServices for VmHost {
     }
 
     fn allocate_ram(&self, spec: &RamSpec) -> Result<HostSpan, HostError> {
-        let free = self.memory.free_bytes();
-        let taken = self.memory.0.lock().take(spec.bytes, LARGE_PAGE, u64::MAX);
-        let at = taken.ok_or_else(|| {
-            HostError(format!(
-                "{} MiB are wanted in one piece, {} MiB are free",
-                spec.bytes >> 20,
-                free >> 20
-            ))
-        })?;
-        *self.ram.lock() = Some((at, spec.bytes));
-        self.clear_ram()?;
-        let base = core::ptr::with_exposed_provenance_mut::<u8>(at as usize);
-        let base = NonNull::new(base).ok_or_else(|| HostError("memory at address 0".into()))?;
+        let base = self.resources.take(spec.bytes, LARGE_PAGE)?;
+        *self.ram.lock() = Some((base.as_ptr().addr() as u64, spec.bytes));
         // SAFETY: the range is RAM, mapped one to one, taken from free memory for good; nobody has references to it.
         Ok(unsafe { HostSpan::new(base, spec.bytes as usize, Box::new(())) })
     }
@@ -213,14 +244,30 @@ impl HostServices for VmHost {
         Ok(Port::open(&self.port, stream.is_some(), input))
     }
 
-    fn open_console(&self, _: Option<&HostKey>) -> Result<Box<dyn ConsoleBackend>, HostError> {
-        Err(not_there("virtio consoles"))
+    fn open_console(&self, stream: Option<&HostKey>) -> Result<Box<dyn ConsoleBackend>, HostError> {
+        Ok(Port::open_console(&self.port, stream.is_some()))
     }
-    fn open_disk(&self, _: &HostKey) -> Result<Box<dyn BlockBackend>, HostError> {
-        Err(not_there("disks"))
+
+    fn open_disk(&self, disk: &HostKey) -> Result<Box<dyn BlockBackend>, HostError> {
+        let store: Box<dyn Store> = match self.disks.get(&disk.0) {
+            Some(DiskSource::Ram(file)) => {
+                let content = self.files.get(file);
+                let content = content.ok_or_else(|| HostError(format!("the bundle has no file `{file}`")))?;
+                Box::new(self.resources.ram_disk(content)?)
+            }
+            Some(DiskSource::Machine(number)) => {
+                let disk = self.resources.devices.take_disk(*number);
+                Box::new(disk.ok_or_else(|| {
+                    HostError(format!("the machine has no disk {number}, or it is another VM's"))
+                })?)
+            }
+            None => return Err(HostError(format!("there is no disk `{}`", disk.0))),
+        };
+        Ok(Box::new(Disk::new(store)))
     }
+
     fn open_net(&self, _: &HostKey) -> Result<(Box<dyn NetBackend>, u16), HostError> {
-        Err(not_there("networks"))
+        Ok((Box::new(SwitchPort::plug(&self.resources.switch)), MTU))
     }
 
     fn entropy(&self) -> Result<Box<dyn EntropySource>, HostError> {

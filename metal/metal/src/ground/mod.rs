@@ -4,11 +4,13 @@
 //! Called by: [`crate::start`], once the processor is ours. `machine` builds the VMs; their engine is `cpu_svm`.
 
 mod console;
+mod devices;
 mod host;
 mod processor;
 mod schedule;
 mod vm;
 
+use crate::arch::pci::VirtioFunction;
 use crate::boot_info::{BootInfo, Extent};
 use crate::bundle::Bundle;
 use crate::memory::FreeMemory;
@@ -18,12 +20,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu_soft::SoftHypervisor;
 use cpu_svm::{Svm, SvmEngine};
-use host::Memory;
+use host::Resources;
 use processor::Processor;
 use vm::Vm;
 
 /// Runs the bundle's VMs; does not come back.
-pub fn run(info: &BootInfo, free: FreeMemory) -> ! {
+pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> ! {
     let Some(module) = info.modules[0] else {
         crate::log!("there is no bundle: nothing to run (give one as the loader's module)");
         arch::power_off(true);
@@ -50,16 +52,16 @@ pub fn run(info: &BootInfo, free: FreeMemory) -> ! {
         .and_then(|t| vm_spec::parse(t).map_err(|e| refuse_text(&e)));
     let specs = specs.unwrap_or_default();
     let engine = SoftHypervisor::on_hardware(Arc::new(SvmEngine::new(svm, Arc::new(Processor))));
-    let memory = Arc::new(Memory::new(free));
+    let resources = Arc::new(Resources::new(free, functions));
     let mut vms = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
-        match Vm::build(index, spec, &bundle, &memory, &engine) {
+        match Vm::build(index, spec, &bundle, &resources, &engine) {
             Ok(vm) => vms.push(vm),
             Err(error) => crate::log!("VM `{}` cannot be built: {error}", spec.name),
         }
     }
-    crate::log!("memory left: {} MiB", memory.free_bytes() >> 20);
-    schedule::run(vms, &memory)
+    crate::log!("memory left: {} MiB", resources.free_bytes() >> 20);
+    schedule::run(vms, &resources)
 }
 
 fn refuse_text(error: &dyn core::fmt::Display) -> ! {

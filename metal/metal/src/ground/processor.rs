@@ -11,7 +11,7 @@ pub fn physical(address: usize) -> u64 {
 
 /// When whoever runs now has had its time, or the scheduler has something to do, in our time.
 static TURN_ENDS: AtomicU64 = AtomicU64::new(0);
-/// An interrupt came that must be seen before a guest is entered.
+/// An interrupt came, or the scheduler is wanted: to be seen before a guest is entered.
 static INTERRUPTED: AtomicU32 = AtomicU32::new(0);
 /// A device wants to be polled.
 static WORK: AtomicBool = AtomicBool::new(false);
@@ -20,9 +20,10 @@ static WORK: AtomicBool = AtomicBool::new(false);
 pub struct Processor;
 
 impl Processor {
-    /// Timer interrupts are noticed from now on.
+    /// Interrupts are noticed from now on.
     pub fn initialize() {
         interrupts::on_timer(|| INTERRUPTED.store(1, SeqCst));
+        interrupts::on_device(Self::want_scheduler);
     }
 
     /// Whoever runs next has it until `at`, in our time.
@@ -33,6 +34,7 @@ impl Processor {
     /// The scheduler is to look at its work soon.
     pub fn want_scheduler() {
         WORK.store(true, SeqCst);
+        INTERRUPTED.store(1, SeqCst);
     }
 
     /// The scheduler looks now.

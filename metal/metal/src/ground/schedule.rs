@@ -1,7 +1,7 @@
 //! The loop of a processor: every vCPU in turn, for a slice of time; idle when none has anything to do.
 
 use super::console::{self, Keyboard};
-use super::host::Memory;
+use super::host::Resources;
 use super::processor::Processor;
 use super::vm::Vm;
 use crate::arch::{self, clock};
@@ -16,7 +16,7 @@ const SLICE_NS: u64 = 2_000_000;
 const LOOK_NS: u64 = 20_000_000;
 
 /// Runs until all VMs have ended.
-pub fn run(mut vms: Vec<Vm>, memory: &Memory) -> ! {
+pub fn run(mut vms: Vec<Vm>, resources: &Resources) -> ! {
     Processor::initialize();
     if vms.len() > 1 {
         console::name_lines();
@@ -31,12 +31,13 @@ pub fn run(mut vms: Vec<Vm>, memory: &Memory) -> ! {
         let ports: Vec<_> = vms.iter().map(Vm::port).collect();
         if let Some(line) = keyboard.poll(&ports) {
             match monitor::parse(&line, vms.len()) {
-                Ok(Some(command)) => operate(&command, &mut vms, memory, &mut keyboard),
+                Ok(Some(command)) => operate(&command, &mut vms, resources, &mut keyboard),
                 Ok(None) => {}
                 Err(reason) => crate::log!("{reason}"),
             }
             keyboard.prompt();
         }
+        resources.devices.poll();
         vms.iter_mut().for_each(Vm::serve);
         let now = clock::now_ns();
         let horizon = vms.iter().filter_map(|vm| vm.wakes_after(now)).min().unwrap_or(u64::MAX);
@@ -50,7 +51,7 @@ pub fn run(mut vms: Vec<Vm>, memory: &Memory) -> ! {
 }
 
 /// Does what the monitor was asked.
-fn operate(command: &Command, vms: &mut [Vm], memory: &Memory, keyboard: &mut Keyboard) {
+fn operate(command: &Command, vms: &mut [Vm], resources: &Resources, keyboard: &mut Keyboard) {
     let done = match command {
         Command::List => {
             (1..).zip(&*vms).for_each(|(number, vm)| crate::log!("{number}  {}", vm.describe()));
@@ -69,7 +70,7 @@ fn operate(command: &Command, vms: &mut [Vm], memory: &Memory, keyboard: &mut Ke
             Ok(())
         }
         Command::Memory => {
-            crate::log!("{} MiB are free", memory.free_bytes() >> 20);
+            crate::log!("{} MiB are free", resources.free_bytes() >> 20);
             Ok(())
         }
         Command::Help => {

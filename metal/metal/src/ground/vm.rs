@@ -1,10 +1,10 @@
 //! One VM: its machine, its ground, and where its vCPUs stand.
 
 use super::console::Port;
-use super::host::{Memory, VmHost};
+use super::host::{Resources, VmHost};
 use crate::arch::clock;
 use crate::bundle::Bundle;
-use crate::vm_spec::VmSpec;
+use crate::vm_spec::{DiskSource, VmSpec};
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,8 +15,8 @@ use guest_time::GuestNs;
 use hypervisor::Hypervisor;
 use machine::{BuildError, HostServices, Machine, Next, Parts, Request, RequestQueue, State};
 use machine_spec::{
-    BootSpec, ClockSpec, CpuSpec, DeviceSpec, HostKey, MachineSpec, RamBacking, RamSpec, RngSpec, UartSpec,
-    Uuid,
+    BlkSpec, BootSpec, ClockSpec, ConsoleSpec, CpuSpec, DeviceSpec, HostKey, Mac, MachineSpec, NetSpec,
+    RamBacking, RamSpec, RngSpec, UartSpec, Uuid,
 };
 
 /// Polls of devices that do not come to rest, before a machine is stopped or reset all the same.
@@ -40,17 +40,22 @@ impl Vm {
         index: usize,
         spec: &VmSpec,
         bundle: &Bundle<'static>,
-        memory: &Arc<Memory>,
+        resources: &Arc<Resources>,
         engine: &dyn Hypervisor,
     ) -> Result<Self, BuildError> {
         let mut files = BTreeMap::new();
-        for name in [&spec.kernel, &spec.initrd] {
+        let images = spec.disks.iter().filter_map(|disk| match disk {
+            DiskSource::Ram(file) => Some(file),
+            DiskSource::Machine(_) => None,
+        });
+        for name in [&spec.kernel, &spec.initrd].into_iter().chain(images) {
             if let Some(bytes) = bundle.file(name) {
                 files.insert(name.clone(), bytes);
             }
         }
         let port = Arc::new(Port::new(&spec.name));
-        let host = Arc::new(VmHost::new(memory, files, port.clone()));
+        let disks = (0..).map(disk_key).zip(spec.disks.iter().cloned()).collect();
+        let host = Arc::new(VmHost::new(resources, files, disks, port.clone()));
         let requests = Arc::new(RequestQueue::new(super::processor::Processor::want_scheduler));
         let parts = Parts { engine, host: &*host, requests: requests.clone() };
         let machine = Machine::build(machine_of(index, spec), &parts)?;
@@ -204,9 +209,38 @@ fn machine_of(index: usize, vm: &VmSpec) -> MachineSpec {
             command_line: vm.append.clone(),
         },
         clock: ClockSpec { tsc_khz: clock::tsc_khz(), ..ClockSpec::default() },
-        devices: alloc::vec![
-            DeviceSpec::Uart(UartSpec { port: 0, stream: Some(HostKey(format!("{}-serial", vm.name))) }),
-            DeviceSpec::Rng(RngSpec { id: "rng0".into(), slot: None }),
-        ],
+        devices: devices_of(index, vm),
     }
+}
+
+/// How a VM's disk `number` is called.
+fn disk_key(number: usize) -> String {
+    format!("disk{number}")
+}
+
+/// Locally administered, and another for each VM.
+fn mac_of(index: usize) -> Mac {
+    Mac([0x52, 0x54, 0, 0xBE, 0xD0, index as u8])
+}
+
+fn devices_of(index: usize, vm: &VmSpec) -> Vec<DeviceSpec> {
+    let stream = |what: &str| Some(HostKey(format!("{}-{what}", vm.name)));
+    let mut devices = alloc::vec![
+        DeviceSpec::Uart(UartSpec { port: 0, stream: stream("serial") }),
+        DeviceSpec::Rng(RngSpec { id: "rng0".into(), slot: None }),
+    ];
+    devices.extend((0..vm.disks.len()).map(|number| {
+        let (id, serial) = (disk_key(number), String::new());
+        let disk = HostKey(id.clone());
+        DeviceSpec::Blk(BlkSpec { id, disk, read_only: false, serial, discard: false, slot: None })
+    }));
+    if vm.net {
+        let backend = HostKey("switch".into());
+        devices.push(DeviceSpec::Net(NetSpec { id: "net0".into(), mac: mac_of(index), backend, slot: None }));
+    }
+    if vm.virtio_console {
+        let stream = stream("console");
+        devices.push(DeviceSpec::Console(ConsoleSpec { id: "console0".into(), stream, slot: None }));
+    }
+    devices
 }

@@ -1,0 +1,306 @@
+//! The verdicts of `cargo xtask metal test`: what the image must say on its serial line, boot by boot.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use guest_trials::{FileServer, Outcome, pattern, pattern_sum};
+
+use super::bundle::{self, BundleOptions};
+use super::emulator::{self, Boot, Ending, Qemu};
+use super::{build, build_efi, build_exit_bench};
+use crate::summary::Summary;
+use crate::{exec, workspace};
+
+/// The guest of the boot rows.
+const GUEST: &str = "cloud";
+const ROUNDS: u32 = 4;
+const POOL_KIB: usize = 64;
+/// Disk and network move this much.
+const KIB: usize = 512;
+/// A boot takes this long (in seconds) only if it hangs: emulated virtualization on a busy machine is slow.
+const PATIENCE: u64 = 900;
+
+/// A row: its name and what it does with the image and the UEFI application.
+type Row = (&'static str, fn(&Images) -> Result<Outcome>);
+
+/// What is booted.
+struct Images {
+    pvh: PathBuf,
+    efi: PathBuf,
+}
+
+/// Boots without a guest.
+const BOOTS: &[Row] = &[
+    ("metal: PVH boot, memory map on serial", |images| memory_map(images.pvh())),
+    ("metal: too little memory is refused", too_little_memory),
+    ("metal: a processor without SVM is refused", no_svm),
+    ("metal: a damaged bundle is refused", damaged_bundle),
+];
+/// The same with firmware.
+const UEFI_BOOTS: &[Row] =
+    &[("metal: UEFI boot without a bundle, memory map on serial", |images| memory_map(images.uefi()))];
+/// Boots with a guest of our own.
+const OWN_GUESTS: &[Row] = &[("metal: what exits cost, in instructions", exit_costs)];
+/// Boots with Linux.
+const GUESTS: &[Row] = &[
+    ("metal: Linux boots, 1 vCPU", |images| linux(&images.pvh()?, 1)),
+    ("metal: Linux boots, 2 vCPUs", |images| linux(&images.pvh()?, 2)),
+    ("metal: two VMs, RAM disk, network between them", two_vms),
+    ("metal: the machine's disk and network card", machine_devices),
+];
+const UEFI_GUESTS: &[Row] =
+    &[("metal: UEFI boot, Linux from the boot volume", |images| linux(&images.uefi()?, 1))];
+
+/// All verdicts of the image, or those with `only` in their name; also part of `cargo xtask test`.
+pub fn test(summary: &mut Summary, only: Option<&str>) {
+    if exec::find(emulator::QEMU).is_none() {
+        return summary.not_run("metal", "QEMU is not installed: cargo xtask setup");
+    }
+    let mut images = None;
+    summary.step("metal: build", || {
+        let pvh = build()?;
+        images = Some(Images { efi: build_efi(&pvh)?, pvh });
+        Ok(Outcome::Passed)
+    });
+    let Some(images) = images else {
+        return summary.not_run("metal: boots", "the image was not built");
+    };
+    let guest = bundle::is_ready(GUEST);
+    let groups = [
+        (BOOTS, false, false),
+        (UEFI_BOOTS, true, false),
+        (OWN_GUESTS, false, false),
+        (GUESTS, false, true),
+        (UEFI_GUESTS, true, true),
+    ];
+    for (rows, firmware, with_guest) in groups {
+        for (name, row) in rows.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
+            if firmware && !emulator::has_ovmf() {
+                summary.not_run(name, "OVMF is not installed: cargo xtask setup");
+            } else if with_guest && !guest {
+                summary.not_run(name, "its guest is not prepared: bedplate guest fetch cloud");
+            } else {
+                summary.step(name, || row(&images));
+            }
+        }
+    }
+}
+
+impl Images {
+    fn pvh(&self) -> Result<Qemu> {
+        Qemu::new(Boot::Pvh(self.pvh.clone()))
+    }
+    fn uefi(&self) -> Result<Qemu> {
+        Qemu::new(Boot::Uefi(self.efi.clone()))
+    }
+}
+
+fn memory_map(qemu: Result<Qemu>) -> Result<Outcome> {
+    let (log, ending) = qemu?.run(PATIENCE)?;
+    expect(
+        &log,
+        &[
+            "bedplate-metal ",
+            "memory map:",
+            "usable memory: 10",
+            "TSC ",
+            "free memory: ",
+            "there is no bundle",
+        ],
+    )?;
+    if ending != Ending::Good {
+        bail!("it did not end well:\n{log}");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn too_little_memory(images: &Images) -> Result<Outcome> {
+    let (log, ending) = Qemu { memory_mib: 16, ..images.pvh()? }.run(PATIENCE)?;
+    expect(&log, &["REFUSED: too little memory", "HALTED"])?;
+    if ending == Ending::Good {
+        bail!("it ended as if all was well:\n{log}");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn no_svm(images: &Images) -> Result<Outcome> {
+    let bundle = bundle_file("no-svm.cpio", b"any")?;
+    let (log, _) = Qemu { cpu: "max,-svm", bundle: Some(bundle), ..images.pvh()? }.run(PATIENCE)?;
+    expect(&log, &["REFUSED: this processor has no AMD virtualization", "HALTED"])?;
+    Ok(Outcome::Passed)
+}
+
+fn damaged_bundle(images: &Images) -> Result<Outcome> {
+    let bundle = bundle_file("damaged.cpio", &[0x30; 5000])?;
+    let (log, _) = Qemu { bundle: Some(bundle), ..images.pvh()? }.run(PATIENCE)?;
+    expect(&log, &["REFUSED: the bundle is no cpio archive at byte 0", "HALTED"])?;
+    Ok(Outcome::Passed)
+}
+
+fn bundle_file(name: &str, content: &[u8]) -> Result<PathBuf> {
+    let folder = workspace::target_folder()?.join("metal");
+    fs::create_dir_all(&folder).context("cannot make a folder for bundles")?;
+    let path = folder.join(name);
+    fs::write(&path, content).context("cannot write a bundle")?;
+    Ok(path)
+}
+
+/// A VM of a row: what its guest does besides computing a checksum, its devices, and what it must say.
+struct Guest {
+    verbs: String,
+    lines: Vec<&'static str>,
+    says: Vec<String>,
+}
+
+/// Boots the guests; each reaches the initrd's marker, says what it must, gets its checksum right and switches itself
+/// off. The serial log.
+fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
+    let words = |guest: &Guest| {
+        format!("quiet {} bedplate.checksum={ROUNDS},{POOL_KIB} bedplate.poweroff", guest.verbs)
+    };
+    let options = BundleOptions {
+        guest: GUEST.into(),
+        vm: guests.iter().map(words).collect(),
+        cpus,
+        memory: 256,
+        lines: Vec::new(),
+        own_lines: guests.iter().map(|g| g.lines.iter().map(ToString::to_string).collect()).collect(),
+        blank_mib: 8,
+        cpu_model: "x86-64-v3,-vme".into(),
+        output: None,
+    };
+    let started = Instant::now();
+    let bundle = Some(bundle::make(&options)?);
+    let (log, ending) = Qemu { bundle, counted: true, ..qemu }.run(PATIENCE)?;
+    let sum = format!("BEDPLATE-CHECKSUM final {}", guest_trials::checksum_job(ROUNDS, POOL_KIB));
+    let ready = format!("{} {cpus} cpus", guest_catalog::READY_MARKER);
+    for (vm, guest) in (1..).zip(guests) {
+        let mark = if guests.len() > 1 { format!("[vm{vm}] ") } else { String::new() };
+        let own: Vec<&str> = log.lines().filter(|line| line.contains(&mark)).collect();
+        let mut words = vec![guest_catalog::INIT_MARKER, &ready];
+        words.extend(guest.says.iter().map(String::as_str));
+        words.push(&sum);
+        expect(&own.join("\n"), &words).with_context(|| format!("VM {vm}; the whole log:\n{log}"))?;
+        expect(&log, &[&format!("VM `vm{vm}` has ended: PoweredOff")])?;
+    }
+    if ending != Ending::Good {
+        bail!("it did not end well:\n{log}");
+    }
+    eprintln!("{} VMs of {cpus} vCPUs: {:.1} s", guests.len(), started.elapsed().as_secs_f64());
+    Ok(log)
+}
+
+fn linux(qemu: &Qemu, cpus: u32) -> Result<Outcome> {
+    let guest = Guest { verbs: String::new(), lines: vec![], says: vec![] };
+    boot(qemu.clone(), cpus, &[guest])?;
+    Ok(Outcome::Passed)
+}
+
+/// The first serves a file to the second through the switch; both get their addresses from QEMU's DHCP server.
+fn two_vms(images: &Images) -> Result<Outcome> {
+    let served = pattern_sum("bedplate-served", KIB);
+    let (disk, net) = ("disk = \"ram:blank.img\"", "net = \"switch\"");
+    let guests = [
+        Guest {
+            verbs: format!("bedplate.net=serve,8080,{KIB} bedplate.checksum=30,1024"),
+            lines: vec![net],
+            says: vec![format!("BEDPLATE-NET serving {served}")],
+        },
+        Guest {
+            verbs: format!(
+                "bedplate.blk={KIB} bedplate.checksum=3,512 bedplate.net=fetch,http://10.0.2.15:8080/file"
+            ),
+            lines: vec![disk, net],
+            says: vec![
+                format!("BEDPLATE-BLK ok {}", pattern_sum("bedplate-disk", KIB)),
+                format!("BEDPLATE-NET fetched {served} {} bytes", KIB * 1024),
+            ],
+        },
+    ];
+    boot(Qemu { more: network_card(), ..images.pvh()? }, 1, &guests)?;
+    Ok(Outcome::Passed)
+}
+
+fn network_card() -> Vec<String> {
+    ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0"].map(String::from).into()
+}
+
+/// A guest writes to a disk of the machine, where it is found afterwards, and fetches a file from outside.
+fn machine_devices(images: &Images) -> Result<Outcome> {
+    let disk = bundle_file("disk.img", &vec![0; 8 << 20])?;
+    let server = FileServer::start(pattern("from-the-host", KIB)).context("no server for the guest")?;
+    let mut more = network_card();
+    let drive = format!("if=none,id=d0,format=raw,file={}", disk.display());
+    more.extend(["-drive", &drive, "-device", "virtio-blk-pci,drive=d0"].map(String::from));
+    let guest = Guest {
+        verbs: format!(
+            "bedplate.blk={KIB} bedplate.net=dhcp bedplate.net=fetch,http://GATEWAY:{}/file",
+            server.port()
+        ),
+        lines: vec!["disk = \"machine:0\"", "net = \"switch\"", "console = \"virtio\""],
+        says: vec![
+            format!("BEDPLATE-BLK ok {}", pattern_sum("bedplate-disk", KIB)),
+            "BEDPLATE-NET address 10.0.2.15".into(),
+            format!("BEDPLATE-NET fetched {} {} bytes", pattern_sum("from-the-host", KIB), KIB * 1024),
+        ],
+    };
+    let log = boot(Qemu { more, ..images.pvh()? }, 1, &[guest])?;
+    expect(&log, &["disk 0: virtio, 8 MiB"])?;
+    expect(&log, &["network card: virtio"])?;
+    let written = fs::read(&disk).context("cannot read the machine's disk")?;
+    if written.get(..KIB * 1024) != Some(&pattern("bedplate-disk", KIB)) {
+        bail!("what the guest wrote is not on the machine's disk");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Pinned within [`TOLERANCE`] percent: instructions of guest and hypervisor together, rounds without a timer interrupt.
+const EXIT_COSTS: &[(&str, u64)] = &[
+    ("CPUID, leaf 0", 1),
+    ("CPUID, leaf 1", 1),
+    ("IN from the UART model", 1),
+    ("OUT to the UART model", 1),
+    ("RDMSR", 1),
+    ("MMIO read", 1),
+    ("virtio-blk read, kick to interrupt", 1),
+];
+const TOLERANCE: u64 = 10;
+
+/// The guest of our own says what its exits cost; QEMU counts instructions, so that it is the same on every host.
+fn exit_costs(images: &Images) -> Result<Outcome> {
+    let spec = "[[vm]]\nmemory_mib = 64\ncpu_model = \"x86-64-v3,-vme\"\nkernel = \"bench\"\ndisk = \"ram:blank.img\"\n";
+    let bench = fs::read(build_exit_bench()?).context("cannot read the guest")?;
+    let files = [("bench", bench), (bundle::BLANK, vec![0; 1 << 20])];
+    let bundle = Some(bundle::write(spec, &files, None)?);
+    let (log, _) = Qemu { bundle, counted: true, ..images.pvh()? }.run(PATIENCE)?;
+    let mut wrong = Vec::new();
+    for (what, pinned) in EXIT_COSTS {
+        let line = log.lines().find_map(|line| line.split_once(&format!("EXIT-COST {what}: ")));
+        let cost: u64 = match line.map(|(_, number)| number.trim().parse()) {
+            Some(Ok(cost)) => cost,
+            _ => bail!("the guest does not say what `{what}` costs:\n{log}"),
+        };
+        eprintln!("{what}: {cost} instructions");
+        if cost.abs_diff(*pinned) * 100 > pinned * TOLERANCE {
+            wrong.push(format!("{what}: {cost} instead of {pinned}"));
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("exits cost other than before:\n{}", wrong.join("\n"));
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Whether all words are in the log, in this order.
+fn expect(log: &str, words: &[&str]) -> Result<()> {
+    let mut rest = log;
+    for word in words {
+        let Some(at) = rest.find(word) else {
+            bail!("`{word}` is not in the serial log, or too early:\n{log}")
+        };
+        rest = &rest[at + word.len()..];
+    }
+    Ok(())
+}
