@@ -3,11 +3,20 @@
 //! Called by: everything that allocates, through `main.rs`'s global allocator. Interrupt handlers never do.
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use talc::TalcLock;
 use talc::source::Manual;
 
 /// See the module's header. Empty until [`Heap::claim`].
 pub struct Heap(TalcLock<spin::Mutex<()>, Manual>);
+
+/// Bytes that are handed out, by all heaps: there is one.
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that are handed out now.
+pub fn bytes_in_use() -> usize {
+    IN_USE.load(Relaxed)
+}
 
 impl Heap {
     /// Without memory.
@@ -35,15 +44,25 @@ impl Default for Heap {
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is handed on.
-        unsafe { self.0.alloc(layout) }
+        let at = unsafe { self.0.alloc(layout) };
+        if !at.is_null() {
+            IN_USE.fetch_add(layout.size(), Relaxed);
+        }
+        at
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Relaxed);
         // SAFETY: as above.
         unsafe { self.0.dealloc(at, layout) }
     }
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // SAFETY: as above.
-        unsafe { self.0.realloc(at, layout, bytes) }
+        let new = unsafe { self.0.realloc(at, layout, bytes) };
+        if !new.is_null() {
+            IN_USE.fetch_add(bytes, Relaxed);
+            IN_USE.fetch_sub(layout.size(), Relaxed);
+        }
+        new
     }
 }
 
@@ -65,6 +84,7 @@ mod tests {
             for _ in 0..100 {
                 let at = heap.alloc(layout);
                 assert!(!at.is_null() && at.addr().is_multiple_of(4096));
+                assert_eq!(bytes_in_use(), layout.size());
                 at.write_bytes(0x55, layout.size());
                 heap.dealloc(at, layout);
             }

@@ -4,7 +4,8 @@ use super::console::{self, Keyboard};
 use super::host::Resources;
 use super::processor::Processor;
 use super::vm::Vm;
-use crate::arch::{self, clock};
+use crate::arch::{self, clock, image};
+use crate::heap;
 use crate::monitor::{self, Command, HELP};
 use crate::turns::Turns;
 use alloc::vec::Vec;
@@ -25,6 +26,7 @@ pub fn run(mut vms: Vec<Vm>, resources: &Resources) -> ! {
     let mut turns = Turns::default();
     let of = |(vm, vcpus): (usize, u32)| (0..vcpus).map(move |vcpu| (vm, vcpu));
     let vcpus: Vec<(usize, u32)> = vms.iter().map(Vm::vcpu_count).enumerate().flat_map(of).collect();
+    show_own_memory();
     crate::log!("{} VMs run; Ctrl-A 0 is the monitor", vms.len());
     while !vms.iter().all(Vm::has_ended) {
         Processor::scheduler_looks();
@@ -47,7 +49,15 @@ pub fn run(mut vms: Vec<Vm>, resources: &Resources) -> ! {
         }
     }
     crate::log!("all VMs have ended");
+    show_own_memory();
     arch::power_off(true)
+}
+
+/// What the hypervisor takes besides the guests' RAM and RAM disks.
+fn show_own_memory() {
+    let image = image::image().all;
+    let (image, heap) = ((image.end - image.start) >> 10, heap::bytes_in_use() as u64 >> 10);
+    crate::log!("own memory: {} KiB (image {image}, heap {heap})", image + heap);
 }
 
 /// Does what the monitor was asked.
@@ -71,6 +81,7 @@ fn operate(command: &Command, vms: &mut [Vm], resources: &Resources, keyboard: &
         }
         Command::Memory => {
             crate::log!("{} MiB are free", resources.free_bytes() >> 20);
+            show_own_memory();
             Ok(())
         }
         Command::Help => {
