@@ -150,6 +150,7 @@ fn keep_log(vm: &Vm) -> Result<PathBuf> {
 fn tests(options: &KvmOptions) -> Result<()> {
     setup::packages()?;
     let programs = workspace::static_engine_tests()?;
+    let mut failed = Vec::new();
     for program in &programs {
         let mut command = Command::new(program);
         // One after the other: two virtual processors take their turns as it is.
@@ -158,8 +159,13 @@ fn tests(options: &KvmOptions) -> Result<()> {
         let session = Session { cpus: 1, ..Session::of(&[command]) };
         let (mut qemu, run) = Run::prepare(&laboratory(program.clone())?, &session)?;
         let mut child = start(&mut qemu)?;
-        finish(&run, &mut child, Duration::from_secs(options.limit))
-            .with_context(|| format!("{}", program.display()))?;
+        if let Err(error) = finish(&run, &mut child, Duration::from_secs(options.limit)) {
+            eprintln!("FAILED: {}: {error}", program.display());
+            failed.push(program.display().to_string());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{} failed on KVM", failed.join(" and "));
     }
     eprintln!("passed: {} test programs of cpu_kvm on KVM", programs.len());
     Ok(())

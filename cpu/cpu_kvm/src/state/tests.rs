@@ -213,7 +213,8 @@ fn in_mode(mode: u8, mut s: VcpuState) -> VcpuState {
     for segment in &mut s.segments {
         let kind = if segment.attributes.kind() & 8 != 0 { 0xB } else { 3 };
         (segment.base, segment.limit) = (segment.base & 0xF_FFF0, 0xFFFF);
-        segment.attributes = SegmentAttributes(if mode == 1 { 0xCF0 | kind } else { 0x0F0 | kind });
+        // Without G: on AMD's processors KVM has it by the limit, below 1 MiB clear (kvm/svm/svm.c, svm_get_segment).
+        segment.attributes = SegmentAttributes(if mode == 1 { 0x4F0 | kind } else { 0x0F0 | kind });
     }
     let low = |n: &mut u64| *n &= 0xFFFF_FFFF;
     s.gpr.iter_mut().chain([&mut s.rip, &mut s.cr2]).for_each(low);
