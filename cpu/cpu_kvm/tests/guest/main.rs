@@ -7,6 +7,7 @@ mod doorbells;
 mod harness;
 mod instruction_classes;
 mod interrupts;
+mod kvmclock;
 mod modes;
 mod state;
 mod unsuited;
