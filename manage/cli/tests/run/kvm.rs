@@ -3,6 +3,7 @@
 
 use crate::bench::{Bench, run_args};
 use machine::testing::kernel;
+use rustix::process::{Pid, Signal, kill_process};
 use std::process::{Command, Output, Stdio};
 
 /// What the program says about this host's KVM: `None` without one, and whether it runs guests' kernels.
@@ -131,6 +132,65 @@ fn a_kvm_that_is_not_there_or_none_is_told_of() {
         assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"runs"[..]), "{words}");
         let lines: Vec<_> = words.lines().filter(|line| line.contains("engine soft, because")).collect();
         assert!(lines.len() == 1 && lines[0].contains(reason), "{words}");
+    }
+}
+
+/// Without rights on the device: the reason, and what helps.
+#[test]
+fn a_kvm_that_is_not_ours_is_told_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new();
+    let kernel = bench.kernel(&[kernel::print("runs"), kernel::power_off()].concat());
+    for folder in [bench.path("."), bench.path("run")] {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let as_nobody = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_bedplate")]);
+        command.args(args).env("XDG_RUNTIME_DIR", bench.path("run")).current_dir(bench.path("."));
+        command.stdin(Stdio::null()).output().ok()
+    };
+    let denied = |output: &Option<Output>| {
+        let denied = output.as_ref().is_some_and(|output| said(output).contains("Permission denied"));
+        let denied = denied && output.as_ref().is_some_and(|output| said(output).contains("/dev/kvm"));
+        if !denied {
+            eprintln!("not run: nobody cannot be had, or has rights on /dev/kvm: {output:?}");
+        }
+        denied
+    };
+    let output = as_nobody(&run_args(&kernel, &["--engine", "kvm"]));
+    if !denied(&output) {
+        return;
+    }
+    assert_eq!(output.unwrap().status.code(), Some(1));
+    let output = as_nobody(&run_args(&kernel, &["--engine", "auto"])).unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"runs"[..]), "{}", said(&output));
+    let doctor = as_nobody(&["doctor"]).unwrap();
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("usermod -aG kvm"), "{doctor:?}");
+}
+
+/// A signal to one thread that nobody can catch ends the process, whole: what is left is an exit status, and room for another
+/// VM of the name.
+#[test]
+fn a_cpus_thread_that_is_killed_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(&unhurried());
+    let engines = if kvm_here(&bench).is_some() { &["kvm", "soft"][..] } else { &["soft"] };
+    for engine in engines {
+        for _ in 0..2 {
+            let mut vm = bench.start(&run_args(&kernel, &["--name", "victim", "--engine", engine]));
+            vm.expect(">");
+            let threads = std::fs::read_dir(format!("/proc/{}/task", vm.id())).unwrap();
+            let mut threads = threads.map(|thread| thread.unwrap().path());
+            let name = |thread: &std::path::PathBuf| std::fs::read_to_string(thread.join("comm")).unwrap();
+            let cpu = threads.find(|thread| name(thread).trim() == "vcpu0").expect("it has a CPU's thread");
+            let id: i32 = cpu.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            // To the thread: the kernel takes the process.
+            kill_process(Pid::from_raw(id).unwrap(), Signal::KILL).unwrap();
+            assert_eq!(vm.wait().0, -1, "it was killed");
+            let status = bench.output(&["ctl", "victim", "status"]);
+            assert!(said(&status).contains("no VM called `victim`"), "{}", said(&status));
+        }
     }
 }
 
