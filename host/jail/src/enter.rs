@@ -60,6 +60,9 @@ pub fn support() -> Support {
     Support { seccomp: trap_works, landlock, user: user::root_can_leave() }
 }
 
+/// include/linux/sched.h.
+const PF_USER_WORKER: u32 = 0x4000;
+
 static ARMED: OnceLock<Support> = OnceLock::new();
 /// Threads that are inside.
 static INSIDE: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -187,9 +190,34 @@ fn one_outside() -> io::Result<Option<String>> {
     for entry in std::fs::read_dir("/proc/self/task")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let id: Option<i32> = name.parse().ok();
-        if id.is_some_and(|id| id != own && !inside().contains(&id)) {
+        if id.is_some_and(|id| id != own && !inside().contains(&id)) && !is_the_kernels(&name) {
             return Ok(Some(name));
         }
     }
     Ok(None)
+}
+
+/// Whether a thread runs code of the kernel's only, such as KVM's for huge pages.
+fn is_the_kernels(thread: &str) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc/self/task").join(thread).join("stat"));
+    stat.is_ok_and(|stat| flags(&stat).is_some_and(|flags| flags & PF_USER_WORKER != 0))
+}
+
+/// Of a thread's `stat` (proc_pid_stat(5)): field 9; field 2 is a name in parentheses, with anything in it.
+fn flags(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_of_the_kernels_are_told_by_their_flags() {
+        let stat = "7 (kvm) nx (x)) S 1 2 3 0 -1 4194560 100 0 0";
+        assert_eq!(flags(stat), Some(4_194_560));
+        assert_eq!(flags("7 (x) S 1"), None);
+        let own = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        assert_eq!(flags(&own).unwrap() & PF_USER_WORKER, 0);
+    }
 }

@@ -31,7 +31,10 @@ fn run(what: &str, folder: &Path) -> (Option<i32>, String) {
 fn child() {
     let Ok(what) = std::env::var(WHAT) else { return };
     let folder = std::path::PathBuf::from(std::env::var_os(FOLDER).unwrap());
-    jail::arm().unwrap();
+    if let Some(calls) = what.strip_prefix("without ") {
+        take_away(calls);
+    }
+    jail::arm().unwrap().into_iter().for_each(|lack| println!("{lack}"));
     let inside = std::thread::Builder::new().name("inside".into()).spawn(move || {
         let (what, number) = what.split_once(' ').unwrap_or((&what, ""));
         match what {
@@ -39,6 +42,8 @@ fn child() {
             "files" => files(&folder),
             "threads" => threads(),
             "writable-code" => writable_code(),
+            "other-architecture" => other_architecture(),
+            "without" => holes(&folder),
             "stay" => stay(&folder),
             other => panic!("{other}?"),
         }
@@ -96,6 +101,39 @@ fn writable_code() {
     println!("it was allowed");
 }
 
+#[allow(unsafe_code)]
+fn other_architecture() {
+    jail::enter(Thread::Vcpu, &[]);
+    println!("inside");
+    let answer: i32;
+    // SAFETY: call 20 of 32-bit programs is getpid, which changes nothing but EAX.
+    unsafe {
+        std::arch::asm!("int 0x80", inout("eax") 20 => answer, lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _)
+    };
+    println!("it was allowed: {answer}");
+}
+
+/// Makes this kernel look like an older one.
+fn take_away(calls: &str) {
+    use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+    let calls = match calls {
+        "landlock" => vec![libc::SYS_landlock_create_ruleset, libc::SYS_landlock_restrict_self],
+        _ => vec![libc::SYS_seccomp],
+    };
+    let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, absent, TargetArch::x86_64).unwrap();
+    seccompiler::apply_filter(&seccompiler::BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+#[allow(unsafe_code)]
+fn holes(folder: &Path) {
+    jail::enter(Thread::Main, &[]);
+    println!("file: {:?}", std::fs::read_to_string(folder.join("file")).map_err(|error| error.kind()));
+    // SAFETY: asks for the session of this process.
+    println!("session: {}", unsafe { libc::getsid(0) } > 0);
+}
+
 fn stay(folder: &Path) {
     let mut image = std::fs::File::options().write(true).open(folder.join("image")).unwrap();
     jail::enter(Thread::Disk, &[]);
@@ -124,6 +162,17 @@ fn memory_that_is_writable_and_executable_is_forbidden() {
     let (code, said) = run("writable-code", nothing().path());
     assert!(said.contains("inside true") && said.contains("forbidden system call mmap (9)"), "{said}");
     assert_eq!(code, Some(jail::violation::EXIT_CODE), "{said}");
+}
+
+#[test]
+fn calls_of_32_bit_programs_kill_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    let output = start("other-architecture", nothing().path()).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("inside") && !said.contains("allowed"), "{said}");
+    // Where the kernel has no such calls the instruction faults.
+    let signal = output.status.signal();
+    assert!(matches!(signal, Some(libc::SIGSYS | libc::SIGSEGV)), "{:?}", output.status);
 }
 
 #[test]
@@ -162,6 +211,25 @@ fn a_file_outside_cannot_be_opened() {
     ] {
         assert!(said.contains(line), "{line} in {said}");
     }
+}
+
+#[test]
+fn an_older_kernel_is_told_of_and_the_rest_holds() {
+    let folder = nothing();
+    open_to_all(folder.path());
+    std::fs::write(folder.path().join("file"), "content").unwrap();
+    let (code, said) = run("without landlock", folder.path());
+    assert!(said.contains("this kernel has no landlock") && !said.contains("no seccomp"), "{said}");
+    assert!(
+        said.contains(r#"file: Ok("content")"#) && said.contains("forbidden system call getsid (124)"),
+        "{said}"
+    );
+    assert_eq!(code, Some(jail::violation::EXIT_CODE), "{said}");
+
+    let (code, said) = run("without seccomp", folder.path());
+    assert!(said.contains("this kernel has no seccomp") && said.contains("session: true"), "{said}");
+    assert_eq!(said.contains("PermissionDenied"), jail::support().landlock.is_some(), "{said}");
+    assert_eq!(code, Some(0), "{said}");
 }
 
 fn open_to_all(folder: &Path) {
