@@ -66,6 +66,11 @@ impl SoftCore {
         if self.cpu.cr4 & x86_defs::control::CR4_SMAP != 0 { 1 } else { 2 }
     }
 
+    /// The address space in use, as the second level of the TLB numbers them.
+    pub(crate) fn pcid(&self) -> u16 {
+        if self.cpu.cr4 & x86_defs::control::CR4_PCIDE != 0 { self.cpu.cr3 as u16 & 0xFFF } else { 0 }
+    }
+
     #[inline(always)]
     fn load_at<T: Word>(&mut self, index: u8, linear: u64) -> Result<T, Fault> {
         let e = self.tlb.entry(index, linear);
@@ -564,17 +569,28 @@ impl Core for SoftCore {
     fn paging_changed(&mut self, change: PagingChange) {
         self.paging_touched = true;
         match change {
-            // One address space is cached at a time, so that entries of another PCID are never here.
-            PagingChange::Cr3 { .. } | PagingChange::AllNonGlobal | PagingChange::Pcid(_) => {
+            // The first level caches one address space at a time, so that entries of another PCID are never there.
+            PagingChange::Cr3 { keep } => {
                 self.tlb.flush_non_global();
+                if !keep {
+                    self.tlb.walked.forget_space(self.pcid());
+                }
+            }
+            PagingChange::AllNonGlobal => {
+                self.tlb.flush_non_global();
+                self.tlb.walked.forget_spaces();
+            }
+            PagingChange::Pcid(pcid) => {
+                self.tlb.flush_non_global();
+                self.tlb.walked.forget_space(pcid);
             }
             PagingChange::All => self.tlb.flush_all(),
-            PagingChange::Address { linear, .. } => self.tlb.flush_page(linear),
+            PagingChange::Address { pcid, linear } => self.tlb.flush_page(pcid, linear),
         }
     }
     fn invalidate_page(&mut self, linear: u64) {
         self.paging_touched = true;
-        self.tlb.flush_page(linear);
+        self.tlb.flush_page(self.pcid(), linear);
     }
     fn pause(&mut self) {
         self.pauses += 1;

@@ -2,7 +2,7 @@
 //!
 //! - [`SoftHypervisor`] makes partitions; `engine.rs` is its face to the machine.
 //! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between.
-//! - `block.rs`: decoded code; `mmu.rs` and `tlb.rs`: paging; `core.rs`: memory as instructions see it.
+//! - `block.rs`: decoded code; `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
 //! - `complete.rs`: single instructions for other engines.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
@@ -30,6 +30,7 @@ mod stack_fault;
 mod state;
 mod tlb;
 pub mod translate;
+mod walked;
 
 pub use complete::{Completed, Completer, power_up_state};
 pub use core::SoftCore;

@@ -77,6 +77,16 @@ impl SoftCore {
             }
             return Err(fault);
         }
+        if let Some(m) = self.refilled(index, linear) {
+            let allowed = match access {
+                Access::Read => m.read,
+                Access::Write => m.write,
+                Access::Fetch => m.exec,
+            };
+            if allowed {
+                return Ok(Target::Ram(m.host + (linear & 0xFFF)));
+            }
+        }
         let leaf = self.find_leaf(index, linear, access)?;
         let page = leaf.gpa & !0xFFF;
         let Some(host) = self.shared.ram.offset(page, 4096) else {
@@ -90,19 +100,46 @@ impl SoftCore {
         // Watched pages never enter the TLB for data: their accesses all come by `note_access`.
         let watched =
             self.cpu.mode.has(ModeKey::BREAKPOINTS) && debug::watches_page(&self.cpu, linear & !0xFFF);
-        // For its code, or by a log of writes: the first write is to be seen.
-        let tracked = self.shared.ram.tracks(host >> 12) != 0;
         let mapping = Mapping {
             linear,
             host,
             read: allowed && !watched,
-            write: allowed && !watched && writable && leaf.dirty && !tracked,
+            write: allowed && !watched && writable && leaf.dirty,
             exec: (!user || leaf.user) && !smep && !leaf.no_execute,
             global: leaf.global && self.cpu.cr4 & CR4_PGE != 0,
             page_bytes: leaf.page_bytes,
         };
-        self.tlb.insert(index, &mapping);
+        if !watched {
+            self.tlb.walked.keep(self.pcid(), index, &mapping);
+        }
+        self.enter(index, &mapping);
         Ok(Target::Ram(host + (leaf.gpa & 0xFFF)))
+    }
+
+    /// What an earlier walk found of `linear`, entered into the first level again. (A page that may hold code now is
+    /// not for writing there, but `write` tells whether it could be.)
+    fn refilled(&mut self, index: u8, linear: u64) -> Option<Mapping> {
+        if self.cpu.mode.has(ModeKey::BREAKPOINTS) {
+            return None;
+        }
+        let mapping = Mapping { linear, ..self.tlb.walked.find(self.pcid(), index, linear)? };
+        self.enter(index, &mapping);
+        Some(mapping)
+    }
+
+    /// Enters a mapping into the first level. Not for writing if the page is tracked, for its code or by a log of writes:
+    /// the first write is to be seen.
+    fn enter(&mut self, index: u8, mapping: &Mapping) {
+        let tracked = self.shared.ram.tracks(mapping.host >> 12) != 0;
+        self.tlb.insert(index, &Mapping { write: mapping.write && !tracked, ..*mapping });
+    }
+
+    /// Enters what an earlier walk found of `linear` into the TLB for accesses of the current kind.
+    pub(crate) fn refill(&mut self, linear: u64) {
+        let index = self.cpu.mmu_index;
+        if index != ALIGNED_USER {
+            self.refilled(index, linear);
+        }
     }
 
     fn find_leaf(&mut self, index: u8, linear: u64, access: Access) -> Result<Leaf, Fault> {

@@ -311,6 +311,7 @@ impl SoftVcpu {
         loop {
             let mode = self.core.cpu.mode;
             if self.core.cpu.interrupt_shadow || mode.0 & ONE_BY_ONE != 0 {
+                // Behind it `service` has to look: while there was a shadow it saw nothing.
                 return self.run_single();
             }
             let linear = self.linear_ip();
@@ -320,7 +321,10 @@ impl SoftVcpu {
                 Some(id) => id,
                 None => match self.find_block(linear) {
                     Ok(Some(id)) => id,
-                    Ok(None) => return self.run_single(),
+                    Ok(None) => match self.run_singly(&mut budget) {
+                        Some(stop) => return stop,
+                        None => continue,
+                    },
                     Err(Fault) => return self.deliver_fault(self.core.cpu.gpr[RIP]),
                 },
             };
@@ -379,6 +383,15 @@ impl SoftVcpu {
                 }
                 Step::Exit | Step::Next => return Stop::Service,
             }
+        }
+    }
+
+    /// Runs one instruction by itself. `None`: nothing else has to be looked at.
+    fn run_singly(&mut self, budget: &mut i64) -> Option<Stop> {
+        *budget -= 1;
+        match self.run_single() {
+            Stop::Service if *budget > 0 && self.core.may_go_on() => None,
+            stop => Some(stop),
         }
     }
 
@@ -595,7 +608,14 @@ impl SoftCore {
     /// Appends `len` bytes of code at `linear` (within a page).
     pub(crate) fn fetch_bytes(&mut self, linear: u64, len: usize, to: &mut Vec<u8>) -> Result<(), Fault> {
         let start = to.len();
-        match self.translate(self.cpu.mmu_index, linear, Access::Fetch)? {
+        let e = self.tlb.entry(self.cpu.mmu_index, linear);
+        let offset = linear ^ e.exec;
+        let target = if offset < 4096 {
+            Target::Ram(e.host + offset)
+        } else {
+            self.translate(self.cpu.mmu_index, linear, Access::Fetch)?
+        };
+        match target {
             Target::Ram(at) => {
                 to.resize(start + len, 0);
                 self.ram.load_bytes(at, &mut to[start..]);

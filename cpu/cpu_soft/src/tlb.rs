@@ -8,11 +8,12 @@
 //!
 //! The layout (32-byte entries, one index for all) is what translated code will address.
 
+use crate::walked::Walked;
 use alloc::boxed::Box;
 use alloc::vec;
 
 /// Entries in each array.
-pub const ENTRIES: usize = 512;
+pub const ENTRIES: usize = 2048;
 const PAGE: u64 = !0xFFF;
 
 /// One entry. `host` is the page's offset in the RAM span.
@@ -55,6 +56,15 @@ struct Side {
     global: [u64; ENTRIES / 64],
 }
 
+/// Bookkeeping of the identities of executable mappings.
+#[derive(Clone)]
+struct ExecSide {
+    /// Linear pages.
+    page: [u64; ENTRIES],
+    used: [u64; ENTRIES / 64],
+    global: [u64; ENTRIES / 64],
+}
+
 /// See the module's header.
 pub struct Tlb {
     /// The fourth stays empty (`core::ALIGNED_USER`); with it an index masked by 3 needs no bounds check.
@@ -63,9 +73,13 @@ pub struct Tlb {
     /// Identity of the (linear page, host page) mapping that each slot can execute: [supervisor, user].
     /// 0: none. Caches of decoded code compare it; it never comes back for another mapping.
     exec_id: [[u32; ENTRIES]; 2],
+    /// Whose they are. They stand apart from the entries: data in the same slot does not drive code out.
+    exec: [ExecSide; 2],
     ids: Ids,
-    /// Linear range that holds every large page entered since the last full flush.
-    large: Option<(u64, u64)>,
+    /// Linear ranges, one in each half, that hold every large page entered since the last full flush.
+    large: [Option<(u64, u64)>; 2],
+    /// The second level. Holds nothing that a flush of the first should have dropped.
+    pub walked: Walked,
 }
 
 /// The tag that matches nothing in slot `slot`: an address whose slot differs.
@@ -76,8 +90,13 @@ const fn invalid_tag(slot: usize) -> u64 {
 
 /// Slot of a linear address.
 #[inline(always)]
-pub fn slot_of(linear: u64) -> usize {
+pub const fn slot_of(linear: u64) -> usize {
     (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+/// The half of the address space that `linear` is in.
+fn half(linear: u64) -> usize {
+    (linear >> 63) as usize
 }
 
 /// An entry that matches nothing.
@@ -99,8 +118,11 @@ impl Tlb {
             entries: [core::array::from_fn(empty); 4],
             sides: [side; 3],
             exec_id: [[0; ENTRIES]; 2],
+            exec: [const { ExecSide { page: [0; ENTRIES], used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] } };
+                2],
             ids: Ids::new(),
-            large: None,
+            large: [None; 2],
+            walked: Walked::new(),
         }
     }
 
@@ -124,10 +146,27 @@ impl Tlb {
         if linear ^ exec >= 4096 {
             return 0;
         }
-        let user = index == 0;
-        let id = self.ids.get(linear & PAGE, host, user);
-        self.exec_id[usize::from(user)][slot_of(linear)] = id;
+        let slot = slot_of(linear);
+        let global = self.sides[usize::from(index).min(2)].global[slot / 64] >> (slot % 64) & 1 != 0;
+        self.enter_exec(index == 0, linear & PAGE, host, global)
+    }
+
+    /// Makes `page` the one whose identity its slot shows, for user or supervisor code.
+    fn enter_exec(&mut self, user: bool, page: u64, host: u64, global: bool) -> u32 {
+        let slot = slot_of(page);
+        let (word, bit) = (slot / 64, 1 << (slot % 64));
+        let id = self.ids.get(page, host, user);
+        let side = &mut self.exec[usize::from(user)];
+        side.page[slot] = page;
+        side.used[word] |= bit;
+        side.global[word] = side.global[word] & !bit | if global { bit } else { 0 };
+        self.exec_id[usize::from(user)][slot] = id;
         id
+    }
+
+    fn drop_exec(&mut self, user: usize, slot: usize) {
+        self.exec_id[user][slot] = 0;
+        self.exec[user].used[slot / 64] &= !(1 << (slot % 64));
     }
 
     /// Enters a mapping for accesses of kind `index`.
@@ -146,14 +185,18 @@ impl Tlb {
         } else {
             side.global[slot / 64] &= !bit;
         }
-        // An identity stands only while its mapping is in the slot, so that a flush of the slot finds it.
         let user = index == 0;
-        self.exec_id[usize::from(user)][slot] = if m.exec { self.ids.get(page, m.host, user) } else { 0 };
+        if m.exec {
+            self.enter_exec(user, page, m.host, m.global);
+        } else if self.exec[usize::from(user)].page[slot] == page {
+            self.drop_exec(user.into(), slot);
+        }
         if m.page_bytes > 4096 {
             let start = m.linear & !(m.page_bytes - 1);
             let end = start | (m.page_bytes - 1);
-            let (s, e) = self.large.unwrap_or((start, end));
-            self.large = Some((s.min(start), e.max(end)));
+            let large = &mut self.large[half(start)];
+            let (s, e) = large.unwrap_or((start, end));
+            *large = Some((s.min(start), e.max(end)));
         }
     }
 
@@ -166,11 +209,12 @@ impl Tlb {
 
     /// Forgets everything.
     pub fn flush_all(&mut self) {
-        self.large = None;
+        self.large = [None; 2];
+        self.walked.forget_all();
         self.flush(|_| u64::MAX);
     }
 
-    /// Forgets everything that is not global (a load of CR3).
+    /// Forgets everything that is not global, but for what was walked (a load of CR3).
     pub fn flush_non_global(&mut self) {
         self.flush(|global| !global);
     }
@@ -182,18 +226,27 @@ impl Tlb {
                 while bits != 0 {
                     let slot = word * 64 + bits.trailing_zeros() as usize;
                     self.drop_slot(index, slot);
-                    self.exec_id[usize::from(index == 0)][slot] = 0;
+                    bits &= bits - 1;
+                }
+            }
+        }
+        for user in 0..2 {
+            for word in 0..ENTRIES / 64 {
+                let mut bits = self.exec[user].used[word] & which(self.exec[user].global[word]);
+                while bits != 0 {
+                    self.drop_exec(user, word * 64 + bits.trailing_zeros() as usize);
                     bits &= bits - 1;
                 }
             }
         }
     }
 
-    /// Forgets the page of `linear` (INVLPG): all of a large page if it may be one.
-    pub fn flush_page(&mut self, linear: u64) {
-        if self.large.is_some_and(|(start, end)| (start..=end).contains(&linear)) {
+    /// Forgets the page of `linear` in the address space `pcid` (INVLPG): all of a large page if it may be one.
+    pub fn flush_page(&mut self, pcid: u16, linear: u64) {
+        if self.large[half(linear)].is_some_and(|(start, end)| (start..=end).contains(&linear)) {
             return self.flush_all();
         }
+        self.walked.forget_page(pcid, linear);
         let slot = slot_of(linear);
         for index in 0..self.sides.len() {
             let e = &self.entries[index][slot];
@@ -201,8 +254,7 @@ impl Tlb {
                 self.drop_slot(index, slot);
             }
         }
-        self.exec_id[0][slot] = 0;
-        self.exec_id[1][slot] = 0;
+        (0..2).for_each(|user| self.drop_exec(user, slot));
     }
 
     /// Takes the right to write without a look from every mapping of the RAM page at `host`.
@@ -303,11 +355,12 @@ mod tests {
         tlb.insert(1, &mapping(0x5000, 0x9000));
         let id = tlb.exec_id(false, 0x5000);
         // Another page in the same slot, by the other array of the supervisor's.
-        tlb.insert(2, &mapping(0x20_5000, 0xA000));
+        let other = 0x5000 + (ENTRIES as u64) * 4096;
+        tlb.insert(2, &mapping(other, 0xA000));
         assert_ne!(tlb.exec_id(false, 0x5000), id);
         assert_eq!(tlb.claim_exec_id(1, 0x5000), id);
         assert_eq!(tlb.exec_id(false, 0x5000), id);
-        assert_eq!(tlb.claim_exec_id(1, 0x20_5000), 0);
+        assert_eq!(tlb.claim_exec_id(1, other), 0);
     }
 
     #[test]
@@ -316,7 +369,7 @@ mod tests {
         tlb.insert(2, &Mapping { global: true, page_bytes: 1 << 21, ..mapping(0x20_3000, 0x3000) });
         tlb.flush_non_global();
         assert!(readable(&tlb, 2, 0x20_3000, 1));
-        tlb.flush_page(0x3F_F000);
+        tlb.flush_page(0, 0x3F_F000);
         assert!(!readable(&tlb, 2, 0x20_3000, 1), "another address of the same large page");
     }
 }

@@ -15,6 +15,9 @@ use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags;
 use x86_emulate::{ModeKey, Op};
 
+/// Translated instructions that take about as long as an interpreted one.
+const SPEED: i64 = 8;
+
 /// Makes the translators of a partition's vCPUs.
 pub trait TranslatorFactory: Send + Sync {
     /// A translator for one vCPU; `None` if this host cannot run one (the interpreter does it all then).
@@ -50,7 +53,7 @@ pub struct Place {
 pub enum Exit {
     /// Nothing in particular: the code behind is not translated, or somebody wants something.
     Branch,
-    /// This operation faulted as in [`x86_emulate::Step::Fault`]; RIP is its block's first instruction.
+    /// This operation faulted as in [`x86_emulate::Step::Fault`]; RIP is what its offset counts from.
     Fault(Op<SoftCore>),
     /// As [`x86_emulate::Step::Exit`].
     Service,
@@ -83,12 +86,24 @@ pub mod layout {
     use crate::core::SoftCore;
     use crate::tlb::{self, Tlb, TlbEntry};
     use core::mem::offset_of;
+    use x86_defs::{Segment, SegmentIndex};
     use x86_emulate::Cpu;
+    use x86_emulate::cpu::Msrs;
 
     /// `Cpu::gpr`.
     pub const GPR: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, gpr);
     /// `Cpu::seg_base`.
     pub const SEG_BASE: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, seg_base);
+    /// `Cpu::rflags`.
+    pub const RFLAGS: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, rflags);
+    /// Base of the GS segment register.
+    pub const GS: usize = offset_of!(SoftCore, cpu)
+        + offset_of!(Cpu, seg)
+        + SegmentIndex::Gs as usize * size_of::<Segment>()
+        + offset_of!(Segment, base);
+    /// The MSR that SWAPGS exchanges it with.
+    pub const KERNEL_GS: usize =
+        offset_of!(SoftCore, cpu) + offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base);
     /// `Cpu::x`.
     pub const EXTENDED: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, x);
     /// `Hot::raw_flags`.
@@ -106,10 +121,16 @@ pub mod layout {
     }
     /// In an entry: tag for reads.
     pub const TLB_READ: usize = offset_of!(TlbEntry, read);
+    /// In an entry: tag for instruction fetches.
+    pub const TLB_EXEC: usize = offset_of!(TlbEntry, exec);
     /// In an entry: tag for writes.
     pub const TLB_WRITE: usize = offset_of!(TlbEntry, write);
     /// In an entry: offset of the page in the RAM span.
     pub const TLB_HOST: usize = offset_of!(TlbEntry, host);
+    /// The entry of `linear` in the array of MMU index `index`.
+    pub const fn tlb_entry(index: u8, linear: u64) -> usize {
+        tlb(index) + tlb::slot_of(linear) * size_of::<TlbEntry>()
+    }
     /// Identity (32 bits) of the mapping that code at `linear` executes by; 0 if none.
     pub const fn exec_id(user: bool, linear: u64) -> usize {
         let slot = (linear >> 12) as usize & (TLB_ENTRIES - 1);
@@ -130,6 +151,14 @@ impl SoftCore {
         let e = self.tlb.entry(self.cpu.mmu_index, linear);
         let offset = linear ^ e.exec;
         (offset < 4096).then(|| Place { linear, at: e.host + offset, mode: self.cpu.mode })
+    }
+
+    /// As [`SoftCore::known_place`], with what the TLB's second level knows.
+    pub fn refilled_place(&mut self, linear: u64) -> Option<Place> {
+        if self.known_place(linear).is_none() {
+            self.refill(linear);
+        }
+        self.known_place(linear)
     }
 
     /// Makes the mapping that `linear` executes by the one that [`layout::exec_id`] names; its identity, 0 if
@@ -164,10 +193,12 @@ impl SoftVcpu {
             return None;
         }
         let place = Place { linear, at: page << 12 | linear & 0xFFF, mode: self.core.cpu.mode };
-        self.core.hot.budget = *budget;
+        let whole = *budget * SPEED;
+        self.core.hot.budget = whole;
         let exit = translator.run(&mut self.core, &place);
-        self.instructions += (*budget - self.core.hot.budget).max(0) as u64;
-        *budget = self.core.hot.budget;
+        let ran = (whole - self.core.hot.budget).max(0);
+        self.instructions += ran as u64;
+        *budget -= (ran + SPEED - 1) / SPEED;
         exit
     }
 }

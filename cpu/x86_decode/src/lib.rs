@@ -10,8 +10,8 @@ mod features;
 
 pub use features::allowed;
 pub use iced_x86::{
-    Code, ConditionCode, CpuidFeature, EncodingKind, FlowControl, Instruction, MemorySize, Mnemonic, OpKind,
-    Register, RflagsBits,
+    Code, ConditionCode, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory,
+    MemorySize, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions};
