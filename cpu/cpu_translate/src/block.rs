@@ -1,15 +1,17 @@
 //! From the bytes of a page to a translated superblock.
 //!
-//! A superblock goes on behind conditional branches that are not taken, ends at every other branch, and never
-//! leaves its page.
+//! A superblock goes on behind conditional branches that are not taken, follows direct jumps and calls and the returns of
+//! these, goes through short loops more than once, ends at every other branch, and never leaves its page. Offsets are
+//! from the start of the page.
 
+use crate::elide::{self, Member, Range};
 use crate::emit::{Emitter, Finished};
-use crate::engine::{Block, Engine};
+use crate::engine::{Block, CAREFUL, Engine};
 use crate::liveness::{self, Flags};
 use crate::plan::{self, Plan};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::Place;
-use x86_decode::{Decoded, FlowControl, Instruction, Mnemonic, decode};
+use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, decode};
 use x86_defs::Exception;
 use x86_defs::flags::STATUS;
 use x86_emulate::lower::{self, LowerContext};
@@ -17,12 +19,19 @@ use x86_emulate::{Op, integer, vector, x87};
 
 /// Longest superblock.
 pub const MAX_INSTRUCTIONS: usize = 96;
-const MAX_BRANCHES: usize = 8;
+const MAX_BRANCHES: usize = 12;
+/// Instructions behind a jump or call that is followed.
+const MAX_FOLLOWED: usize = 40;
+/// Calls that are followed at the same time.
+const MAX_CALLS: usize = 4;
+/// Times that a loop is gone through, and instructions that it may have then.
+const MAX_TURNS: usize = 4;
+const MAX_UNROLLED: usize = 48;
 const PAGE: usize = 4096;
 
 /// One instruction on its way.
 pub struct Item {
-    /// Decoded at its offset from the block's start.
+    /// Decoded at its offset in the page.
     pub insn: Instruction,
     /// Its bytes.
     raw: [u8; 15],
@@ -32,16 +41,50 @@ pub struct Item {
     pub op: Op<SoftCore>,
     /// The handler may look at the x87 unit or change it.
     pub sees_x87: bool,
-    /// Flags that matter behind it (for a branch: where it is not taken).
+    /// For a branch: where the superblock goes on, if it does.
+    pub follows: Option<u64>,
+    /// Flags that matter before it.
+    pub live_before: Flags,
+    /// Flags that matter where the superblock goes on.
     pub live_after: Flags,
-    /// Flags that matter where a branch leads.
+    /// Flags that matter where a branch leads besides.
     pub live_target: Flags,
+    /// The group that its memory operand belongs to.
+    pub operand: Option<Member>,
+    /// The group that its implied access to the stack belongs to.
+    pub stack: Option<Member>,
 }
 
 impl Item {
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.raw[..self.insn.len()]
+    }
+
+    /// Its bytes in the next page.
+    pub fn behind(&self) -> &[u8] {
+        let first = PAGE.saturating_sub(self.insn.ip() as usize);
+        self.bytes().get(first..).unwrap_or_default()
+    }
+
+    /// Whether the superblock can go on behind it.
+    pub fn goes_on(&self) -> bool {
+        match self.plan {
+            Plan::Barrier | Plan::Indirect(_) => false,
+            Plan::Jmp | Plan::Call64 | Plan::Ret(_) => self.follows.is_some(),
+            _ => true,
+        }
+    }
+
+    /// Where a direct branch leads if not to where the superblock goes on.
+    pub fn other_way(&self) -> Option<u64> {
+        let (target, next) = (self.insn.near_branch_target(), self.insn.next_ip());
+        match self.plan {
+            Plan::Jcc(_) if self.follows == Some(target) => Some(next),
+            Plan::Jcc(_) => Some(target),
+            Plan::Jmp | Plan::Call64 if self.follows.is_none() => Some(target),
+            _ => None,
+        }
     }
 }
 
@@ -57,36 +100,61 @@ pub struct Source {
     pub closing: Option<Op<SoftCore>>,
     /// The RAM page.
     pub page: Box<[u8; PAGE]>,
+    /// What the groups of memory accesses check.
+    pub groups: Vec<Range>,
 }
 
-/// Translates the code at `place`. `None`: its first instruction does not fit the page, as may happen if somebody just
+/// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]. `None`: its first instruction does not fit the page, as may happen if somebody just
 /// changed it.
-pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, context: u8) -> Option<Block> {
+pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, key: u8) -> Option<Block> {
     let mut page = Box::new([0; PAGE]);
     core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
-    let source = read(engine, place, &engine.host(context), page);
+    let behind = core.known_place((place.linear | (PAGE as u64 - 1)).wrapping_add(1)).map(|next| {
+        let mut bytes = [0; MAX_LENGTH];
+        core.ram().load_bytes(next.at, &mut bytes);
+        bytes
+    });
+    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref());
+    elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), key & CAREFUL != 0);
     // Nothing would count down in such a block.
     if source.items.is_empty() && source.closing.is_none() {
         return None;
     }
     let base = engine.memory.next();
-    let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, context, engine);
+    let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, key, engine);
     emitter.block(&source);
     let Finished { code, block, .. } = emitter.finish();
     engine.memory.append(&code);
     Some(block)
 }
 
-/// Decodes and plans the code at `place` in `page`.
-pub fn read(engine: &Engine, place: &Place, host: &plan::Host, page: Box<[u8; PAGE]>) -> Source {
+/// Decodes and plans the code at `place` in `page`, along the way that it most likely takes.
+/// `behind` is the beginning of the next page, if that can be executed.
+pub fn read(
+    engine: &Engine,
+    place: &Place,
+    host: &plan::Host,
+    page: Box<[u8; PAGE]>,
+    behind: Option<&[u8; MAX_LENGTH]>,
+) -> Source {
     let first = place.at as usize & (PAGE - 1);
-    let bytes = &page[first..];
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
     let mut items: Vec<Item> = Vec::new();
-    let (mut at, mut branches) = (0usize, 0);
+    let mut path = Path::new(first as u64);
+    let mut at = first;
     let mut closing = None;
-    while items.len() < MAX_INSTRUCTIONS {
-        let insn = match decode(&bytes[at..], 64, at as u64, engine.features) {
+    while items.len() < path.limit {
+        let mut both = [0; 2 * MAX_LENGTH];
+        let mut bytes = &page[at..];
+        let mut decoded = decode(bytes, 64, at as u64, engine.features);
+        if let (Decoded::NeedMore, Some(second), false) = (&decoded, behind, at == PAGE) {
+            let first = bytes.len();
+            both[..first].copy_from_slice(bytes);
+            both[first..first + MAX_LENGTH].copy_from_slice(second);
+            bytes = &both[..];
+            decoded = decode(bytes, 64, at as u64, engine.features);
+        }
+        let insn = match decoded {
             Decoded::Instruction(insn) => insn,
             Decoded::NeedMore => break,
             Decoded::Invalid => {
@@ -98,34 +166,121 @@ pub fn read(engine: &Engine, place: &Place, host: &plan::Host, page: Box<[u8; PA
                 break;
             }
         };
-        let (op, pure) = lowered(&insn, &ctx(at as u16));
-        let raw = &bytes[at..at + insn.len()];
-        let plan = match pure {
-            true => match plan::plan(&insn, raw, &ctx(at as u16), host) {
-                Plan::Call if insn.mnemonic() == Mnemonic::Fldcw => Plan::Barrier,
-                plan => plan,
-            },
-            false if is_fence(&insn) => Plan::Copy,
-            false => Plan::Barrier,
-        };
-        let mut copy = [0; 15];
-        copy[..raw.len()].copy_from_slice(raw);
-        let (live_after, live_target) = (liveness::ALL, liveness::ALL);
-        let sees_x87 = !pure || integer::lower::<SoftCore>(&insn, &ctx(at as u16)).is_none();
-        items.push(Item { insn, raw: copy, plan, op, sees_x87, live_after, live_target });
-        at += insn.len();
-        if matches!(plan, Plan::Barrier) {
-            break;
-        }
-        match insn.flow_control() {
-            FlowControl::Next => {}
-            FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
-            _ => break,
+        let mut item = item(insn, &bytes[..insn.len()], &ctx(at as u16), host);
+        let next = path.next(&item, items.len());
+        item.follows = next.filter(|_| insn.flow_control() != FlowControl::Next);
+        items.push(item);
+        at = insn.next_ip() as usize;
+        match next {
+            Some(next) if next < PAGE as u64 => at = next as usize,
+            Some(_) | None => break,
         }
     }
-    let mut source = Source { items, end: at as u16, live_end: liveness::ALL, closing, page };
-    find_live(&mut source, first as u64, engine);
+    if let Some(last) = items.last_mut().filter(|i| matches!(i.plan, Plan::Sti)) {
+        last.plan = Plan::Barrier;
+    }
+    let (live_end, groups) = (liveness::ALL, Vec::new());
+    let mut source = Source { items, end: at as u16, live_end, closing, page, groups };
+    find_live(&mut source, engine);
     source
+}
+
+fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) -> Item {
+    let (op, pure) = lowered(&insn, ctx);
+    let plan = match pure {
+        true => match plan::plan(&insn, bytes, ctx, host) {
+            Plan::Call if insn.mnemonic() == Mnemonic::Fldcw => Plan::Barrier,
+            plan => plan,
+        },
+        false => plan::system(&insn, ctx.mode.cpl()).unwrap_or(Plan::Barrier),
+    };
+    let mut raw = [0; 15];
+    raw[..bytes.len()].copy_from_slice(bytes);
+    let sees_x87 = match plan {
+        Plan::Barrier => !pure || integer::lower::<SoftCore>(&insn, ctx).is_none(),
+        _ => pure && integer::lower::<SoftCore>(&insn, ctx).is_none(),
+    };
+    let (live_after, live_target) = (liveness::ALL, liveness::ALL);
+    Item {
+        insn,
+        raw,
+        plan,
+        op,
+        sees_x87,
+        follows: None,
+        live_before: liveness::ALL,
+        live_after,
+        live_target,
+        operand: None,
+        stack: None,
+    }
+}
+
+/// The way of a superblock through its page.
+struct Path {
+    first: u64,
+    /// Instructions at most.
+    limit: usize,
+    branches: usize,
+    /// Times that it went back to its start.
+    turns: usize,
+    /// Return addresses of the calls that it followed.
+    returns: Vec<u64>,
+}
+
+impl Path {
+    fn new(first: u64) -> Self {
+        Self { first, limit: MAX_INSTRUCTIONS, branches: 0, turns: 0, returns: Vec::new() }
+    }
+
+    /// Where it goes on behind `item`, which `before` others precede; `None`: it ends there.
+    fn next(&mut self, item: &Item, before: usize) -> Option<u64> {
+        let insn = &item.insn;
+        let inside = |target: u64| Some(target).filter(|t| *t < PAGE as u64);
+        match item.plan {
+            Plan::Barrier | Plan::Indirect(_) => None,
+            Plan::Jmp => {
+                let target = inside(insn.near_branch_target())?;
+                if target == self.first {
+                    return self.turn(before);
+                }
+                self.duplicates(before);
+                Some(target)
+            }
+            Plan::Call64 => {
+                let target = inside(insn.near_branch_target()).filter(|_| self.returns.len() < MAX_CALLS)?;
+                self.duplicates(before);
+                self.returns.push(insn.next_ip());
+                Some(target)
+            }
+            Plan::Ret(0) => self.returns.pop().and_then(inside),
+            Plan::Ret(_) => None,
+            Plan::Jcc(_) if self.branches == MAX_BRANCHES => None,
+            Plan::Jcc(_) => {
+                self.branches += 1;
+                if insn.near_branch_target() == self.first
+                    && let Some(start) = self.turn(before)
+                {
+                    return Some(start);
+                }
+                Some(insn.next_ip())
+            }
+            _ => Some(insn.next_ip()),
+        }
+    }
+
+    /// Once more through a loop, if it is short.
+    fn turn(&mut self, before: usize) -> Option<u64> {
+        let whole = (before + 1) / (self.turns + 1);
+        let again = self.turns + 1 < MAX_TURNS && before + 1 + whole <= MAX_UNROLLED;
+        self.turns += usize::from(again);
+        again.then_some(self.first)
+    }
+
+    /// Code behind may be in other superblocks, too: less of it.
+    fn duplicates(&mut self, before: usize) {
+        self.limit = self.limit.min(before + 1 + MAX_FOLLOWED);
+    }
 }
 
 /// The interpreter's operation, and whether it leaves modes, mappings and vector state alone.
@@ -164,38 +319,29 @@ fn loads_masks(insn: &Instruction) -> bool {
     )
 }
 
-fn is_fence(insn: &Instruction) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence)
-}
-
 /// Fills in which flags matter behind each instruction.
-fn find_live(source: &mut Source, first: u64, engine: &Engine) {
-    let ahead = |page: &[u8], offset: u64| {
-        let at = first.wrapping_add(offset);
+fn find_live(source: &mut Source, engine: &Engine) {
+    let ahead = |page: &[u8], at: u64| {
         if at < PAGE as u64 { liveness::at(page, at, engine.features) } else { liveness::ALL }
     };
-    let last_falls = source.items.last().is_some_and(|i| falls_through(&i.plan));
-    if source.closing.is_none() && last_falls {
+    if source.closing.is_none() && source.items.last().is_some_and(Item::goes_on) {
         source.live_end = ahead(&source.page[..], u64::from(source.end));
     }
     let mut live = source.live_end;
     for i in (0..source.items.len()).rev() {
         let item = &mut source.items[i];
         item.live_after = live;
+        if let Some(other) = item.other_way() {
+            item.live_target = ahead(&source.page[..], other);
+        }
         live = match item.plan {
-            Plan::Jcc(_) | Plan::Jmp | Plan::Call64 => {
-                item.live_target = ahead(&source.page[..], item.insn.near_branch_target());
-                let not_taken = if matches!(item.plan, Plan::Jcc(_)) { live } else { 0 };
-                item.live_target | not_taken | liveness::effect(&item.insn).0
-            }
-            Plan::Call | Plan::Barrier => liveness::ALL,
-            Plan::Ret(_) | Plan::Indirect(_) => liveness::ALL,
+            Plan::Jcc(_) => item.live_target | live | liveness::effect(&item.insn).0,
+            Plan::Jmp | Plan::Call64 if item.follows.is_some() => live,
+            Plan::Jmp | Plan::Call64 => item.live_target,
+            Plan::Call | Plan::Barrier | Plan::Ret(_) | Plan::Indirect(_) => liveness::ALL,
+            Plan::PushFlags => liveness::ALL,
             _ => liveness::before(&item.insn, live),
         };
+        item.live_before = live;
     }
-}
-
-/// Whether the instruction behind is reached from this one.
-pub fn falls_through(plan: &Plan) -> bool {
-    !matches!(plan, Plan::Barrier | Plan::Jmp | Plan::Call64 | Plan::Ret(_) | Plan::Indirect(_))
 }

@@ -95,10 +95,17 @@ impl CodeMemory {
         self.patch(address, &(to.wrapping_sub(address + 4) as u32).to_le_bytes());
     }
 
+    /// Does not write what is there already: a processor that sees a store to code it has fetched starts all over, which
+    /// takes longer than a thousand instructions.
     fn write_at(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset <= self.len && bytes.len() <= self.len - offset, "code beyond its memory");
         // SAFETY: the range was checked; it is executed by this vCPU's own thread only, never now.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.as_ptr().add(offset), bytes.len()) }
+        unsafe {
+            let to = self.writable.as_ptr().add(offset);
+            if std::slice::from_raw_parts(to, bytes.len()) != bytes {
+                ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+            }
+        }
     }
 }
 

@@ -20,11 +20,14 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// Operations kept beside the code.
 const MAX_SITES: usize = 192 << 10;
 /// Entries of the table of indirect branches, one table a context.
-pub const TABLE_ENTRIES: usize = 16 << 10;
+pub const TABLE_ENTRIES: usize = 64 << 10;
 /// Contexts; with one more everything starts anew.
 const MAX_CONTEXTS: usize = 16;
 /// The mask bits of MXCSR.
 const MXCSR_MASKS: u32 = 0x1F80;
+/// In the key of a translation beside the number of its context: one that goes on where the range of a group of memory
+/// accesses cannot be had as a whole (`elide.rs`).
+pub const CAREFUL: u8 = 0x80;
 /// An address that no branch leads to.
 const NOWHERE: u64 = 1 << 63;
 
@@ -32,7 +35,7 @@ const NOWHERE: u64 = 1 << 63;
 pub struct Site {
     /// The operation.
     pub op: Op<SoftCore>,
-    /// Address of the block's first instruction.
+    /// Address that its offset counts from: the page's.
     pub rip: u64,
     /// RAM page.
     pub page: u64,
@@ -51,8 +54,8 @@ pub struct Block {
     pub linear: u64,
     /// Offset in the RAM span.
     pub at: u64,
-    /// Context.
-    pub context: u8,
+    /// Context, perhaps [`CAREFUL`].
+    pub key: u8,
     /// Entry with the guard: for everybody who comes from another page.
     pub guarded: u64,
     /// The guard's immediate.
@@ -73,6 +76,8 @@ pub struct ExitSite {
     pub target: u64,
     /// The RAM page of the block if the target is in the same page: then no guard is needed.
     pub same_page: Option<u64>,
+    /// It leads to a careful translation.
+    pub careful: bool,
 }
 
 /// An entry of the table of indirect branches, as emitted code reads it: linear address, code. (An array of plain words:
@@ -110,6 +115,8 @@ pub struct Engine {
     contexts: Vec<Context>,
     /// Why emitted code leaves.
     pub exit: Exit,
+    /// The next translation is to be a careful one if it is at this address.
+    careful_at: Option<u64>,
 }
 
 impl Engine {
@@ -134,6 +141,7 @@ impl Engine {
             by_page: HashMap::new(),
             contexts: Vec::new(),
             exit: Exit::Branch,
+            careful_at: None,
         })
     }
 
@@ -174,19 +182,24 @@ impl Engine {
     }
 
     /// The translation at `place`, made if need be.
-    fn translation(&mut self, core: &SoftCore, place: &Place, context: u8) -> Option<u32> {
-        if let Some(id) = self.by_place.get(&(place.linear, place.at, context)) {
+    fn translation(&mut self, core: &SoftCore, place: &Place, key: u8) -> Option<u32> {
+        if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
             return Some(*id);
         }
-        if self.memory.left() < BLOCK_BYTES || self.sites.len() + 2 * block::MAX_INSTRUCTIONS > MAX_SITES {
+        if self.is_full() {
             self.clear();
         }
         let id = self.blocks.len() as u32;
-        let block = block::translate(self, core, place, context)?;
+        let block = block::translate(self, core, place, key)?;
         self.blocks.push(block);
-        self.by_place.insert((place.linear, place.at, context), id);
+        self.by_place.insert((place.linear, place.at, key), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
+    }
+
+    /// Another block may not find room.
+    fn is_full(&self) -> bool {
+        self.memory.left() < BLOCK_BYTES || self.sites.len() + 2 * block::MAX_INSTRUCTIONS > MAX_SITES
     }
 
     /// What of the host's may be emitted for a context.
@@ -199,8 +212,10 @@ impl Engine {
     fn admit(&mut self, id: u32, exec_id: u32) -> u64 {
         let b = self.blocks[id as usize];
         self.memory.patch(b.guard, &exec_id.to_le_bytes());
-        let table = &mut self.contexts[usize::from(b.context)].table;
-        table[b.linear as usize & (TABLE_ENTRIES - 1)] = [b.linear, b.guarded];
+        if b.key & CAREFUL == 0 {
+            let table = &mut self.contexts[usize::from(b.key)].table;
+            table[b.linear as usize & (TABLE_ENTRIES - 1)] = [b.linear, b.guarded];
+        }
         b.guarded
     }
 
@@ -229,8 +244,30 @@ impl Engine {
         }
     }
 
+    /// Where to go on at RIP by the handlers as far as memory goes: for the one instruction there at least.
+    /// It is in RAM page `page`, as the code that ran: that is tracked.
+    pub fn go_on_carefully(&mut self, core: &mut SoftCore, page: Option<u64>) -> u64 {
+        self.exit = Exit::Branch;
+        if !runtime::may_go_on(core) {
+            return self.thunks.leave;
+        }
+        let linear = core.cpu.gpr[RIP];
+        let place = core.known_place(linear).filter(|p| Some(p.at >> 12) == page);
+        if let (Some(context), Some(place)) = (self.context(core), place) {
+            let key = context | CAREFUL;
+            // Not if all had to be dropped: emitted code waits for us.
+            let known = self.by_place.contains_key(&(place.linear, place.at, key));
+            let id = if known || !self.is_full() { self.translation(core, &place, key) } else { None };
+            if let Some(id) = id {
+                return self.admit(id, core.claim_exec_id(linear));
+            }
+        }
+        self.careful_at = Some(linear);
+        self.thunks.leave
+    }
+
     fn known(&mut self, core: &mut SoftCore, context: u8) -> u64 {
-        let place = core.known_place(core.cpu.gpr[RIP]);
+        let place = core.refilled_place(core.cpu.gpr[RIP]);
         let id = place.and_then(|p| self.by_place.get(&(p.linear, p.at, context)).copied());
         match id {
             Some(id) => self.admit(id, core.claim_exec_id(core.cpu.gpr[RIP])),
@@ -242,7 +279,8 @@ impl Engine {
     pub fn link(&mut self, n: usize, core: &mut SoftCore) {
         let Some(context) = self.context(core) else { return };
         let Some(place) = core.known_place(self.exits[n].target) else { return };
-        if let Some(id) = self.by_place.get(&(place.linear, place.at, context)) {
+        let key = if self.exits[n].careful { context | CAREFUL } else { context };
+        if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
             let b = &self.blocks[*id as usize];
             let to = match self.exits[n].same_page {
                 Some(page) if page == place.at >> 12 => b.body,
@@ -289,7 +327,8 @@ impl Translator for Engine {
     fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
         let exec_id = core.exec_id(place.linear)?;
         let context = self.make_context(core)?;
-        let id = self.translation(core, place, context)?;
+        let careful = self.careful_at.take() == Some(place.linear);
+        let id = self.translation(core, place, if careful { context | CAREFUL } else { context })?;
         let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);
         for (n, c) in self.contexts.iter().enumerate() {
@@ -301,6 +340,7 @@ impl Translator for Engine {
         let enter = self.thunks.enter;
         let engine: *mut Engine = self;
         core.hot.slots[slot::ENGINE] = engine as u64;
+        core.hot.slots[slot::ATTENTION] = core.attention().as_ptr() as u64;
         core.hot.slots[slot::VECTOR_LIVE] = 0;
         core.hot.slots[slot::X87_STATE] = x87::state::CORE;
         core.hot.slots[slot::HOST_MXCSR] = u64::from(MXCSR_MASKS);
@@ -320,12 +360,12 @@ impl Translator for Engine {
             let b = &mut self.blocks[id as usize];
             b.live = false;
             let b = *b;
-            self.by_place.remove(&(b.linear, b.at, b.context));
+            self.by_place.remove(&(b.linear, b.at, b.key));
             // Whoever still knows its entry comes out at the miss.
             let mut jump = [0xE9, 0, 0, 0, 0];
             jump[1..].copy_from_slice(&(b.miss.wrapping_sub(b.guarded + 5) as u32).to_le_bytes());
             self.memory.patch(b.guarded, &jump);
-            let table = &mut self.contexts[usize::from(b.context)].table;
+            let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
             let e = &mut table[b.linear as usize & (TABLE_ENTRIES - 1)];
             if e[1] == b.guarded {
                 *e = [NOWHERE, 0];

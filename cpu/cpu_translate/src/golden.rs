@@ -2,6 +2,7 @@
 //! `golden/snippets.txt`. `GOLDEN=write cargo nextest run -p cpu_translate golden` writes it anew; the diff is what is reviewed.
 
 use crate::block::{self, Source};
+use crate::elide;
 use crate::emit::Emitter;
 use crate::engine::Engine;
 use cpu_soft::translate::Place;
@@ -14,6 +15,8 @@ use x86_emulate::ModeKey;
 
 /// Snippets lie here in their page, at CPL 0.
 const AT: u64 = 0x40_0100;
+/// In another page.
+const AWAY: u64 = AT + 0x1000;
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/snippets.txt");
 
 type Snippet = (&'static str, fn(&mut CodeAssembler) -> Result<(), IcedError>);
@@ -27,7 +30,7 @@ const SNIPPETS: &[Snippet] = &[
         a.imul_2(ecx, esi)?;
         a.sete(al)?;
         a.movzx(eax, ah)?;
-        a.jmp(AT)
+        a.jmp(AWAY)
     }),
     ("memory", |a| {
         a.mov(rax, qword_ptr(rdi))?;
@@ -37,21 +40,21 @@ const SNIPPETS: &[Snippet] = &[
         a.mov(rax, qword_ptr(AT + 0x800))?;
         a.mov(rax, qword_ptr(0x28).gs())?;
         a.lock().xadd(qword_ptr(rdi), rax)?;
-        a.jmp(AT)
+        a.jmp(AWAY)
     }),
     ("flags that matter across memory", |a| {
         a.cmp(rax, rbx)?;
         a.mov(rcx, qword_ptr(rdi))?;
         a.cmovb(rax, rcx)?;
         a.adc(rdx, qword_ptr(rsi))?;
-        a.jmp(AT)
+        a.jmp(AWAY)
     }),
     ("a loop", |a| {
         a.add(rax, qword_ptr(rdi))?;
         a.add(rdi, 8)?;
         a.dec(rcx)?;
         a.jne(AT)?;
-        a.jmp(AT + 0x80)
+        a.jmp(AWAY)
     }),
     ("a function", |a| {
         a.push(rbp)?;
@@ -67,12 +70,31 @@ const SNIPPETS: &[Snippet] = &[
         a.leave()?;
         a.ret()
     }),
+    ("a call that is followed", |a| {
+        let mut f = a.create_label();
+        a.push(rbx)?;
+        a.call(f)?;
+        a.pop(rbx)?;
+        a.jmp(AWAY)?;
+        a.set_label(&mut f)?;
+        a.mov(rax, qword_ptr(rsp + 8))?;
+        a.ret()
+    }),
+    ("the system's part", |a| {
+        a.pushfq()?;
+        a.cli()?;
+        a.push(qword_ptr(rdi))?;
+        a.swapgs()?;
+        a.sti()?;
+        a.nop()?;
+        a.jmp(AWAY)
+    }),
     ("indirect", |a| a.jmp(qword_ptr(rax + rcx * 8))),
     ("division", |a| {
         a.div(rcx)?;
         a.cdq()?;
         a.idiv(dword_ptr(rdi))?;
-        a.jmp(AT)
+        a.jmp(AWAY)
     }),
     ("vectors", |a| {
         a.movups(xmm0, xmmword_ptr(rdi))?;
@@ -80,8 +102,9 @@ const SNIPPETS: &[Snippet] = &[
         a.vfmadd231ps(ymm1, ymm2, ymmword_ptr(rsi))?;
         a.cvtsi2sd(xmm3, rax)?;
         a.ucomisd(xmm3, qword_ptr(rsi))?;
-        a.ja(AT)?;
-        a.jmp(AT + 0x80)
+        a.vzeroupper()?;
+        a.ja(AT + 0x80)?;
+        a.jmp(AWAY)
     }),
     ("x87", |a| {
         a.fld(qword_ptr(rdi))?;
@@ -90,7 +113,7 @@ const SNIPPETS: &[Snippet] = &[
         a.fucomi(st0, st1)?;
         a.fstp(tword_ptr(rdi + 16))?;
         a.fldcw(word_ptr(rsp))?;
-        a.jmp(AT)
+        a.jmp(AWAY)
     }),
 ];
 
@@ -104,7 +127,8 @@ fn describe(name: &str, code: &[u8]) -> String {
     page[offset..offset + code.len()].copy_from_slice(code);
     let mode = ModeKey(ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
     let place = Place { linear: AT, at: offset as u64, mode };
-    let source: Source = block::read(&engine, &place, &engine.host(0), page);
+    let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None);
+    elide::find_groups(&mut source, AT & !0xFFF, false);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
     emitter.block(&source);

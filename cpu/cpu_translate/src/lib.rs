@@ -6,7 +6,7 @@
 //! - `engine.rs`: translations of one vCPU, entry and exit. `runtime.rs`: what emitted code calls.
 //! - `code_memory.rs`: where the code lies. `thunks.rs`: the fixed pieces of code.
 //! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
-//! - `vector.rs`: SSE and AVX. `x87.rs`: the x87 unit.
+//! - `elide.rs`: which memory accesses share a check. `vector.rs`: SSE and AVX. `x87.rs`: the x87 unit.
 //! - `emit/`: the emission itself. `asm.rs`, `encoding.rs`: bytes.
 //!
 //! Host registers in emitted code: `asm::CONTEXT` is the `SoftCore`, the GS base is guest RAM, RSP the
@@ -15,6 +15,7 @@
 mod asm;
 mod block;
 mod code_memory;
+mod elide;
 mod emit;
 mod encoding;
 mod engine;

@@ -24,6 +24,8 @@ pub enum Plan {
     Encode(Encoding),
     /// As `Encode`, on vector registers.
     Vector(Encoding),
+    /// As `Copy`, on vector registers: VZEROUPPER and VZEROALL.
+    CopyVector,
     /// The guest's own on the x87 unit; written again if an operand is in memory.
     X87(x87::Kind, Option<Encoding>),
     /// MOV of an immediate to a register of 4 or 8 bytes.
@@ -45,6 +47,16 @@ pub enum Plan {
     Pop(u8),
     /// LEAVE.
     Leave,
+    /// PUSH of 8 bytes in memory.
+    PushMemory,
+    /// PUSHFQ.
+    PushFlags,
+    /// CLI at CPL 0.
+    Cli,
+    /// STI at CPL 0, where another instruction follows in the superblock.
+    Sti,
+    /// SWAPGS at CPL 0.
+    SwapGs,
     /// Conditional branch.
     Jcc(u8),
     /// Direct jump.
@@ -55,6 +67,36 @@ pub enum Plan {
     Ret(u16),
     /// Indirect jump (`false`) or call through a register or memory.
     Indirect(bool),
+}
+
+/// How an instruction accesses its memory operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Bytes.
+    pub size: u32,
+    /// It is written, or read and written.
+    pub write: bool,
+    /// It must be a multiple of this (a power of two); 1 if not.
+    pub align: u32,
+}
+
+/// The access to the memory operand of an instruction with this plan, if it is emitted inline and has one.
+pub fn access(plan: &Plan, insn: &Instruction) -> Option<Access> {
+    let size = insn.memory_size().size() as u32;
+    let in_memory = insn.op0_kind() == OpKind::Memory;
+    let compares = matches!(insn.mnemonic(), M::Cmp | M::Test | M::Bt);
+    let write = in_memory && !compares || insn.mnemonic() == M::Xchg;
+    Some(match plan {
+        Plan::Encode(e) if e.rm.is_none() => Access { size, write, align: 1 },
+        Plan::Vector(e) if e.rm.is_none() => {
+            Access { size, write, align: crate::vector::alignment(insn, e.is_vex()) }
+        }
+        Plan::X87(_, Some(_)) => Access { size, write: x87::stores(insn), align: 1 },
+        Plan::Divide { .. } | Plan::Indirect(_) | Plan::PushMemory if in_memory => {
+            Access { size, write: false, align: 1 }
+        }
+        _ => return None,
+    })
 }
 
 /// The guest's number of a general register of any width; high bytes have none.
@@ -78,6 +120,10 @@ fn vector(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: FeatureSet
     if !addressable(insn) {
         return None;
     }
+    if matches!(insn.mnemonic(), M::Vzeroupper | M::Vzeroall) {
+        let runs = allowed(insn, host) && gate::exception(insn, ctx).is_none();
+        return runs.then_some(Plan::CopyVector);
+    }
     crate::vector::encoding(insn, bytes, ctx, host).map(Plan::Vector)
 }
 
@@ -90,6 +136,21 @@ pub fn plan(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -
         .or_else(|| unit(insn, bytes, ctx, host))
         .or_else(|| vector(insn, bytes, ctx, host.vector?))
         .unwrap_or(Plan::Call)
+}
+
+/// The plan for an instruction of the system's, after which code runs as before; `None` for others.
+pub fn system(insn: &Instruction, cpl: u8) -> Option<Plan> {
+    use x86_decode::Code as K;
+    Some(match insn.code() {
+        K::Lfence | K::Mfence | K::Sfence => Plan::Copy,
+        K::Pushfq => Plan::PushFlags,
+        K::Cli if cpl == 0 => Plan::Cli,
+        K::Sti if cpl == 0 => Plan::Sti,
+        K::Swapgs if cpl == 0 => Plan::SwapGs,
+        K::Rdtsc | K::Rdtscp | K::Rdpmc | K::Rdpid_r64 | K::Cpuid | K::Xgetbv | K::Rdmsr => Plan::Call,
+        _ if matches!(insn.mnemonic(), M::Rdrand | M::Rdseed | M::Rdfsbase | M::Rdgsbase) => Plan::Call,
+        _ => return None,
+    })
 }
 
 fn unit(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -> Option<Plan> {
@@ -131,6 +192,7 @@ fn stack(insn: &Instruction) -> Option<Plan> {
         }
         K::Pop_r64 if insn.op0_register() != Register::RSP => Plan::Pop(number(insn.op0_register())?),
         K::Leaveq => Plan::Leave,
+        K::Push_rm64 if insn.op0_kind() == OpKind::Memory && addressable(insn) => Plan::PushMemory,
         _ => return None,
     })
 }

@@ -11,7 +11,7 @@ use x86_emulate::cpu::RIP;
 use x86_emulate::flags::LazyFlags;
 
 /// Instructions between two looks whether somebody wants something.
-pub const SPAN: i64 = 1536;
+pub const SPAN: i64 = 8192;
 
 /// The core and the engine that emitted code runs for.
 ///
@@ -77,8 +77,12 @@ pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    core.cpu.gpr[RIP] = engine.exits[exit as usize].target;
-    let to = engine.go_on(core);
+    let (target, careful, page) = {
+        let site = &engine.exits[exit as usize];
+        (site.target, site.careful, site.same_page)
+    };
+    core.cpu.gpr[RIP] = target;
+    let to = if careful { engine.go_on_carefully(core, page) } else { engine.go_on(core) };
     if to != engine.thunks.leave {
         engine.link(exit as usize, core);
     }
@@ -110,6 +114,19 @@ pub unsafe extern "sysv64" fn service(core: *mut SoftCore, block: u64) -> u64 {
     if may_go_on(core) {
         return block.body;
     }
+    engine.exit = Exit::Branch;
+    engine.thunks.leave
+}
+
+/// The instruction at `linear` is not for emitted code now.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn interpret(core: *mut SoftCore, linear: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, engine) = unsafe { parts(core) };
+    core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
+    core.cpu.gpr[RIP] = linear;
     engine.exit = Exit::Branch;
     engine.thunks.leave
 }

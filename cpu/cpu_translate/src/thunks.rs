@@ -23,6 +23,10 @@ pub mod slot {
     pub const VECTOR_LIVE: usize = 3;
     /// They were when Rust was called.
     pub const WAS_LIVE: usize = 4;
+    /// A value on its way to the stack.
+    pub const VALUE: usize = 6;
+    /// Address of the word where others say that they want something.
+    pub const ATTENTION: usize = 7;
     /// MXCSR of Rust code.
     pub const HOST_MXCSR: usize = 5;
     /// First of the tables of indirect branches, one a context.
@@ -43,6 +47,10 @@ pub mod slot {
     pub const X87_IMAGE: usize = 32;
     /// How many it takes.
     pub const X87_IMAGE_WORDS: usize = 14;
+    /// First of the offsets in guest RAM of a block's groups of memory accesses (`elide.rs`).
+    pub const GROUPS: usize = 48;
+    /// How many there are.
+    pub const MAX_GROUPS: usize = 16;
 }
 
 /// Offset of a slot in the `SoftCore`.
@@ -71,6 +79,8 @@ pub struct Thunks {
     pub miss: u64,
     /// Jumped to with the number of a block in `T1` whose countdown ran out.
     pub service: u64,
+    /// Jumped to with the address of an instruction in `T1` that the interpreter has to do.
+    pub interpret: u64,
 }
 
 fn guest_registers() -> impl Iterator<Item = (u8, usize)> {
@@ -216,6 +226,7 @@ impl Thunks {
             (&mut t.exit, runtime::exit as *const () as u64),
             (&mut t.miss, runtime::miss as *const () as u64),
             (&mut t.service, runtime::service as *const () as u64),
+            (&mut t.interpret, runtime::interpret as *const () as u64),
         ] {
             *address = a.here();
             call_rust(a, function, 2, t.save_vector);

@@ -68,8 +68,6 @@ fn is_plain_move(m: M) -> bool {
             | M::Vmovntpd
             | M::Vmovntdq
             | M::Vmovntdqa
-            | M::Vzeroupper
-            | M::Vzeroall
     )
 }
 

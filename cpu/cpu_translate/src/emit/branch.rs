@@ -2,73 +2,103 @@
 //!
 //! An indirect branch looks its target up in the context's table; what is not there, the handler does.
 
-use super::memory::{Access, Address, OPERAND, OPERAND_T0};
+use super::memory::Address;
 use super::{Emitter, STACK, Stub, home, memory_home};
-use crate::asm::{Patch, Rm, T0, T1, at, cc, field, reg::RBP};
+use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field, reg::RBP};
 use crate::block::Item;
-use crate::engine::TABLE_ENTRIES;
-use crate::liveness::{self, ALL};
-use crate::plan::number;
+use crate::engine::{CAREFUL, TABLE_ENTRIES};
+use crate::liveness::{self, ALL, Flags};
+use crate::plan::{self, Access, number};
 use crate::thunks::{slot, slot_at};
-use x86_decode::OpKind;
-
-fn stack(disp: i32, write: bool) -> Access<'static> {
-    Access { address: Address::Register(STACK, disp), size: 8, write, align: 1 }
-}
 
 impl Emitter<'_> {
-    /// Checks an access; the host's flags are lost.
-    fn checked(&mut self, access: Access<'_>, live: liveness::Flags) -> Vec<Patch> {
-        self.spill_if(live);
-        let jumps = self.check(access);
-        self.in_host = false;
-        jumps
+    /// As `reach`, for 8 bytes at `disp` from a host register.
+    fn stack(&mut self, item: &Item, base: u8, disp: i32, write: bool, live: Flags) -> (Mem, Vec<Patch>) {
+        let access = Access { size: 8, write, align: 1 };
+        self.reach(Address::Register(base, disp), access, item.stack, live)
     }
 
     pub(super) fn push(&mut self, item: &Item, guest: u8) {
-        let jumps = self.checked(stack(-8, true), item.live_after);
+        let (operand, jumps) = self.stack(item, STACK, -8, true, item.live_after);
         match home(guest) {
-            Some(h) => self.a.store(OPERAND, h),
+            Some(h) => self.a.store(operand, h),
             None => {
-                self.a.alu(0x03, T0, T1); // add
-                self.a.load(T1, memory_home(guest));
-                self.a.store(OPERAND_T0, T1);
+                let (operand, scratch) = self.with_scratch(operand);
+                self.a.load(scratch, memory_home(guest));
+                self.a.store(operand, scratch);
             }
         }
         self.a.lea(STACK, at(STACK, -8));
         self.slow(item, jumps, false);
+        self.keeps_t1 = true;
     }
 
     pub(super) fn push_imm(&mut self, item: &Item, value: i32) {
-        let jumps = self.checked(stack(-8, true), item.live_after);
-        self.a.store_imm(OPERAND, value);
+        let (operand, jumps) = self.stack(item, STACK, -8, true, item.live_after);
+        self.a.store_imm(operand, value);
+        self.a.lea(STACK, at(STACK, -8));
+        self.slow(item, jumps, false);
+        self.keeps_t1 = true;
+    }
+
+    pub(super) fn push_memory(&mut self, item: &Item) {
+        let Some(access) = plan::access(&item.plan, &item.insn) else { return self.call(item) };
+        // The stack first: when the operand's check fails, the group's range must have been found.
+        let (to, mut jumps) = self.stack(item, STACK, -8, true, item.live_before);
+        let (to, _) = self.with_scratch(to);
+        let kept = field(slot_at(slot::VALUE));
+        self.a.store(kept, to.base);
+        let (operand, more) =
+            self.reach(Address::Operand(&item.insn), access, item.operand, item.live_before);
+        jumps.extend(more);
+        self.a.load(T0, operand);
+        self.a.load(T1, kept);
+        self.in_t1 = None;
+        self.a.store(Mem { base: T1, ..to }, T0);
         self.a.lea(STACK, at(STACK, -8));
         self.slow(item, jumps, false);
     }
 
+    /// Pushes `T0`; the jumps lead to where that is not possible.
+    pub(super) fn push_t0(&mut self, item: &Item) -> Vec<Patch> {
+        let kept = field(slot_at(slot::VALUE));
+        self.a.store(kept, T0);
+        let (operand, jumps) = self.stack(item, STACK, -8, true, item.live_before);
+        let (operand, scratch) = self.with_scratch(operand);
+        self.a.load(scratch, kept);
+        self.a.store(operand, scratch);
+        self.a.lea(STACK, at(STACK, -8));
+        jumps
+    }
+
     pub(super) fn pop(&mut self, item: &Item, guest: u8) {
-        let jumps = self.checked(stack(0, false), item.live_after);
-        self.a.load(home(guest).unwrap_or(T0), OPERAND);
+        let (operand, jumps) = self.stack(item, STACK, 0, false, item.live_after);
+        self.a.load(home(guest).unwrap_or(T0), operand);
         self.a.lea(STACK, at(STACK, 8));
         if home(guest).is_none() {
             self.a.store(memory_home(guest), T0);
         }
         self.slow(item, jumps, false);
+        self.keeps_t1 = true;
     }
 
     pub(super) fn leave(&mut self, item: &Item) {
-        let access = Access { address: Address::Register(RBP, 0), size: 8, write: false, align: 1 };
-        let jumps = self.checked(access, item.live_after);
-        self.a.load(T0, OPERAND);
+        let (operand, jumps) = self.stack(item, RBP, 0, false, item.live_after);
+        self.a.load(T0, operand);
         self.a.lea(STACK, at(RBP, 8));
         self.a.mov(RBP, T0);
         self.slow(item, jumps, false);
+        self.keeps_t1 = true;
     }
 
     pub(super) fn jcc(&mut self, item: &Item, condition: u8) {
-        self.need_host_flags();
-        let spill = item.live_target != 0 && !self.in_memory;
-        let target = self.linear(item.insn.near_branch_target());
+        self.keeps_t1 = true;
+        self.need_host_flags(liveness::effect(&item.insn).0, true);
+        let spill = item.live_target != 0 && self.in_host && !self.in_memory;
+        let Some(other) = item.other_way() else { return };
+        let target = self.linear(other);
+        let condition =
+            if item.follows == Some(item.insn.near_branch_target()) { condition ^ 1 } else { condition };
         if target != self.place.linear {
             let jump = self.a.jcc_later(condition);
             return self.stubs.push(Stub::Exit { jump, target, spill, done: self.done });
@@ -83,25 +113,32 @@ impl Emitter<'_> {
     }
 
     pub(super) fn jmp(&mut self, item: &Item) {
+        self.keeps_t1 = true;
+        if item.follows.is_some() {
+            return;
+        }
         self.leave_to(item.insn.near_branch_target(), item.live_target);
     }
 
     pub(super) fn call_direct(&mut self, item: &Item) {
-        let jumps = self.checked(stack(-8, true), item.live_target);
-        self.push_return(item);
-        self.leave_to(item.insn.near_branch_target(), item.live_target);
+        let live = if item.follows.is_some() { item.live_after } else { item.live_target };
+        let (operand, jumps) = self.stack(item, STACK, -8, true, live);
+        self.push_return(item, operand);
+        if item.follows.is_none() {
+            self.leave_to(item.insn.near_branch_target(), live);
+        }
         self.slow(item, jumps, false);
     }
 
     /// Stores the return address to the checked operand and moves the stack pointer.
-    fn push_return(&mut self, item: &Item) {
+    fn push_return(&mut self, item: &Item, operand: Mem) {
         let next = self.linear(item.insn.next_ip());
         match i32::try_from(next as i64) {
-            Ok(v) => self.a.store_imm(OPERAND, v),
+            Ok(v) => self.a.store_imm(operand, v),
             Err(_) => {
-                self.a.lea(T0, crate::asm::Mem { ram: false, ..OPERAND });
-                self.a.mov_imm(T1, next);
-                self.a.store(OPERAND_T0, T1);
+                let (operand, scratch) = self.with_scratch(operand);
+                self.a.mov_imm(scratch, next);
+                self.a.store(operand, scratch);
             }
         }
         self.a.lea(STACK, at(STACK, -8));
@@ -109,18 +146,40 @@ impl Emitter<'_> {
 
     /// The entry for the linear address in `T0`, to `T1`; the jump is taken if the table lacks it.
     fn find(&mut self) -> Patch {
+        self.in_t1 = None;
         self.a.modrm(&[], false, false, &[0x8B], T1, Rm::Reg(T0)); // mov r11d, r10d
         self.a.and_imm32(T1, TABLE_ENTRIES as u32 - 1);
         self.a.shift(true, T1, 4);
-        let table = field(slot_at(slot::TABLES + usize::from(self.block.context)));
+        let table = field(slot_at(slot::TABLES + usize::from(self.block.key & !CAREFUL)));
         self.a.alu(0x03, T1, table); // add
         self.a.alu(0x3B, T0, at(T1, 0)); // cmp
         self.a.jcc_later(cc::NOT_EQUAL)
     }
 
+    /// The jump is taken if `T0` is not `address`.
+    fn expect(&mut self, address: u64) -> Patch {
+        match i32::try_from(address as i64) {
+            Ok(v) => self.a.cmp_imm(T0, v as u32),
+            Err(_) => {
+                self.in_t1 = None;
+                self.a.mov_imm(T1, address);
+                self.a.alu(0x3B, T0, T1); // cmp
+            }
+        }
+        self.a.jcc_later(cc::NOT_EQUAL)
+    }
+
     pub(super) fn ret(&mut self, item: &Item, more: u16) {
-        let mut jumps = self.checked(stack(0, false), ALL);
-        self.a.load(T0, OPERAND);
+        let (operand, mut jumps) = self.stack(item, STACK, 0, false, ALL);
+        self.spill_if(ALL);
+        self.a.load(T0, operand);
+        if let Some(expected) = item.follows {
+            jumps.push(self.expect(self.linear(expected)));
+            self.a.lea(STACK, at(STACK, 8));
+            self.slow(item, jumps, false);
+            self.in_host = false;
+            return;
+        }
         jumps.push(self.find());
         self.count();
         self.a.lea(STACK, at(STACK, 8 + i32::from(more)));
@@ -131,10 +190,9 @@ impl Emitter<'_> {
     pub(super) fn indirect(&mut self, item: &Item, call: bool) {
         let insn = &item.insn;
         self.spill_if(ALL);
-        let mut jumps = if insn.op0_kind() == OpKind::Memory {
-            let access = Access { address: Address::Operand(insn), size: 8, write: false, align: 1 };
-            let jumps = self.checked(access, ALL);
-            self.a.load(T0, OPERAND);
+        let mut jumps = if let Some(access) = plan::access(&item.plan, insn) {
+            let (operand, jumps) = self.reach(Address::Operand(insn), access, item.operand, ALL);
+            self.a.load(T0, operand);
             jumps
         } else {
             let guest = number(insn.op0_register()).unwrap_or(0);
@@ -150,8 +208,10 @@ impl Emitter<'_> {
             self.a.load(T1, at(T1, 8));
             let next = field(slot_at(slot::JUMP));
             self.a.store(next, T1);
-            jumps.extend(self.check(stack(-8, true)));
-            self.push_return(item);
+            self.in_t1 = None;
+            let (operand, more) = self.stack(item, STACK, -8, true, ALL);
+            jumps.extend(more);
+            self.push_return(item, operand);
             self.count();
             self.a.indirect(false, next);
         } else {

@@ -1,6 +1,6 @@
 //! DIV and IDIV of 4 and 8 bytes. The host must not raise #DE: operands for which it could, the handler takes.
 
-use super::memory::{Access, Address, OPERAND};
+use super::memory::Address;
 use super::{Emitter, home, memory_home};
 use crate::asm::{
     Patch, Rm, T0, T1, at, cc,
@@ -8,19 +8,20 @@ use crate::asm::{
 };
 use crate::block::Item;
 use crate::liveness::{self, ALL};
-use crate::plan::number;
-use x86_decode::OpKind;
+use crate::plan::{self, number};
 
 impl Emitter<'_> {
     pub(super) fn divide(&mut self, item: &Item, signed: bool, wide: bool) {
         let insn = &item.insn;
-        self.spill_if(liveness::before(insn, item.live_after));
+        let live = liveness::before(insn, item.live_after);
         let mut jumps = Vec::new();
-        if insn.op0_kind() == OpKind::Memory {
-            let size = if wide { 8 } else { 4 };
-            jumps = self.check(Access { address: Address::Operand(insn), size, write: false, align: 1 });
-            self.a.modrm(&[], wide, false, &[0x8B], T1, OPERAND.into());
+        if let Some(access) = plan::access(&item.plan, insn) {
+            let (operand, more) = self.reach(Address::Operand(insn), access, item.operand, live);
+            self.spill_if(live);
+            jumps = more;
+            self.a.modrm(&[], wide, false, &[0x8B], T1, operand.into());
         } else {
+            self.spill_if(live);
             let guest = number(insn.op0_register()).unwrap_or(0);
             match home(guest) {
                 Some(h) => self.a.mov(T1, h),

@@ -1,24 +1,21 @@
 //! Instructions on general registers and memory.
 
-use super::memory::{Access, Address, OPERAND, OPERAND_T0};
+use super::memory::Address;
 use super::{Emitter, home, memory_home};
-use crate::asm::{Rm, T0, T1};
+use crate::asm::{Mem, Rm, T0, T1};
 use crate::block::Item;
 use crate::encoding::Encoding;
 use crate::liveness::{self, ALL};
-use crate::plan::{Plan, number};
-use crate::vector;
-use x86_decode::{Instruction, Mnemonic as M, OpKind};
+use crate::plan::{self, number};
+use x86_decode::{Instruction, Mnemonic as M, OpKind, Register};
 
 impl Emitter<'_> {
     /// Before `item`'s own instruction: the host's flags hold what it reads or keeps.
-    fn flags_in(&mut self, item: &Item) {
+    fn flags_in(&mut self, item: &Item, t0_is_free: bool) {
         let (read, written) = liveness::effect(&item.insn);
-        if written | read != 0 || changes_flags(&item.insn) {
-            let kept = item.live_after & !written;
-            if (read | kept) != 0 {
-                self.need_host_flags();
-            }
+        let kept = if changes_flags(&item.insn) { item.live_after & !written } else { 0 };
+        if read | kept != 0 {
+            self.need_host_flags(read | kept, t0_is_free);
         }
     }
     /// Behind it.
@@ -30,7 +27,8 @@ impl Emitter<'_> {
 
     /// The guest's own bytes: all operands are registers in their own place.
     pub(super) fn copy(&mut self, item: &Item) {
-        self.flags_in(item);
+        self.keeps_t1 = true;
+        self.flags_in(item, true);
         self.a.bytes(item.bytes());
         self.flags_out(item);
     }
@@ -44,52 +42,54 @@ impl Emitter<'_> {
 
     fn registers(&mut self, item: &Item, e: &Encoding) {
         let mut scratch = Scratch { free: vec![T1, T0], taken: Vec::new() };
-        let reg = self.field(e.reg, e.roles.reg, &mut scratch);
-        let rm = self.field(e.rm.unwrap_or(0), e.roles.rm, &mut scratch);
-        let v = self.field(e.v().unwrap_or(0), e.roles.v, &mut scratch);
-        self.flags_in(item);
+        let reg = self.field(item, e.reg, e.roles.reg, &mut scratch);
+        let rm = self.field(item, e.rm.unwrap_or(0), e.roles.rm, &mut scratch);
+        let v = self.field(item, e.v().unwrap_or(0), e.roles.v, &mut scratch);
+        self.flags_in(item, !scratch.taken.iter().any(|(_, h)| *h == T0));
         e.emit(&mut self.a, reg, v, Rm::Reg(rm));
         self.flags_out(item);
         self.store_back(&item.insn, &scratch);
+        self.keeps_t1 = scratch.taken.is_empty();
     }
 
     fn with_memory(&mut self, item: &Item, e: &Encoding) {
         let insn = &item.insn;
+        let Some(access) = plan::access(&item.plan, insn) else { return self.call(item) };
         let before = liveness::before(insn, item.live_after);
-        self.spill_if(before);
-        let write = insn.op0_kind() == OpKind::Memory && !matches!(insn.mnemonic(), M::Cmp | M::Test | M::Bt)
-            || matches!(insn.mnemonic(), M::Xchg);
-        let size = insn.memory_size().size() as u32;
-        let align =
-            if matches!(item.plan, Plan::Vector(_)) { vector::alignment(insn, e.is_vex()) } else { 1 };
-        let access = Access { address: Address::Operand(insn), size, write, align };
-        let jumps = self.check(access);
-        self.in_host = false;
-        let mut scratch = Scratch { free: vec![T1], taken: Vec::new() };
+        let (operand, jumps) = self.reach(Address::Operand(insn), access, item.operand, before);
         let registers = [e.roles.reg.then_some(e.reg), e.v().filter(|_| e.roles.v)];
-        let operand = if registers.iter().flatten().any(|r| home(*r).is_none()) {
-            self.a.alu(0x03, T0, T1); // add
-            OPERAND_T0
-        } else {
-            OPERAND
-        };
-        let reg = self.field(e.reg, e.roles.reg, &mut scratch);
-        let v = self.field(e.v().unwrap_or(0), e.roles.v, &mut scratch);
-        self.flags_in(item);
+        let homeless = registers.iter().flatten().any(|r| home(*r).is_none());
+        let (operand, free) = if homeless { self.with_scratch(operand) } else { (operand, T0) };
+        let mut scratch = Scratch { free: vec![free], taken: Vec::new() };
+        let reg = self.field(item, e.reg, e.roles.reg, &mut scratch);
+        let v = self.field(item, e.v().unwrap_or(0), e.roles.v, &mut scratch);
+        self.flags_in(item, false);
         e.emit(&mut self.a, reg, v, operand.into());
         self.flags_out(item);
         self.store_back(insn, &scratch);
         let reload = self.in_host && item.live_after & ALL != 0;
         self.slow(item, jumps, reload);
+        self.keeps_t1 = true;
+    }
+
+    /// The operand in one register, and a scratch register that it does not take.
+    pub(super) fn with_scratch(&mut self, operand: Mem) -> (Mem, u8) {
+        match operand.index {
+            None => (operand, T0),
+            Some(_) => {
+                self.a.alu(0x03, T0, T1); // add
+                (Mem { index: None, ..operand }, T1)
+            }
+        }
     }
 
     /// The host's number for what a field names: a general register of the guest's, or something else.
-    fn field(&mut self, number: u8, general: bool, scratch: &mut Scratch) -> u8 {
-        if general { self.operand(number, scratch) } else { number }
+    fn field(&mut self, item: &Item, number: u8, general: bool, scratch: &mut Scratch) -> u8 {
+        if general { self.operand(item, number, scratch) } else { number }
     }
 
     /// The host register for a guest register that an instruction names.
-    fn operand(&mut self, guest: u8, scratch: &mut Scratch) -> u8 {
+    fn operand(&mut self, item: &Item, guest: u8, scratch: &mut Scratch) -> u8 {
         if let Some(h) = home(guest) {
             return h;
         }
@@ -98,7 +98,9 @@ impl Emitter<'_> {
         }
         // The plan has counted them.
         let h = scratch.free.pop().unwrap_or(T1);
-        self.a.load(h, memory_home(guest));
+        if !only_written(&item.insn, guest) {
+            self.a.load(h, memory_home(guest));
+        }
         scratch.taken.push((guest, h));
         h
     }
@@ -114,6 +116,7 @@ impl Emitter<'_> {
     pub(super) fn mov_imm(&mut self, item: &Item) {
         let insn = &item.insn;
         let Some(guest) = number(insn.op0_register()) else { return };
+        self.keeps_t1 = true;
         let value = match insn.op1_kind() {
             OpKind::Immediate32 => u64::from(insn.immediate32()),
             OpKind::Immediate32to64 => insn.immediate32to64() as u64,
@@ -131,10 +134,12 @@ impl Emitter<'_> {
     pub(super) fn lea(&mut self, item: &Item) {
         let insn = &item.insn;
         let Some(guest) = number(insn.op0_register()) else { return };
+        self.keeps_t1 =
+            !matches!(insn.memory_index(), Register::R9 | Register::R10 | Register::R11 | Register::R15);
         let wide = insn.op0_register().is_gpr64();
         let to = home(guest).unwrap_or(T0);
         let constant = match insn.memory_base() {
-            x86_decode::Register::RIP => Some(self.linear(insn.memory_displacement64())),
+            Register::RIP => Some(self.linear(insn.memory_displacement64())),
             _ => None,
         };
         match constant {
@@ -161,6 +166,15 @@ struct Scratch {
 
 fn changes_flags(insn: &Instruction) -> bool {
     insn.rflags_modified() & ALL != 0
+}
+
+/// Whether `insn` overwrites all of `guest` without reading it.
+fn only_written(insn: &Instruction, guest: u8) -> bool {
+    let moves = matches!(insn.mnemonic(), M::Mov | M::Movzx | M::Movsx | M::Movsxd);
+    let to = insn.op0_register();
+    let whole = insn.op0_kind() == OpKind::Register && to.is_gpr() && to.size() >= 4;
+    let also_read = insn.op1_kind() == OpKind::Register && number(insn.op1_register()) == Some(guest);
+    moves && whole && number(to) == Some(guest) && !also_read
 }
 
 /// Whether `insn` writes the general register `guest` that it names.

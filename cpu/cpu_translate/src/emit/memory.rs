@@ -2,18 +2,22 @@
 //!
 //! The check leaves the offset in the page in `T0` and the page's offset in guest RAM in `T1`, so that the
 //! operand is `gs:[T0 + T1]`. It fails for whatever the TLB does not hold, and for operands that cross a page.
+//! In a group (`elide.rs`) the first access checks for all; the operand is then `gs:[T1 + at]`, where `T1` is
+//! the group's slot.
 
 use super::{Emitter, Stub, memory_home};
 use crate::asm::{CONTEXT, Mem, Patch, Rm, T0, T1, at, cc, field};
 use crate::block::Item;
+use crate::elide::Member;
 use crate::emit::home;
+use crate::liveness::Flags;
+use crate::plan::Access;
+use crate::thunks::{slot, slot_at};
 use cpu_soft::translate::layout;
 use x86_decode::{Instruction, Register};
 
-/// The checked operand.
-pub const OPERAND: Mem = Mem { base: T0, index: Some((T1, 0)), disp: 0, ram: true };
-/// The checked operand once `T1` was added to `T0`.
-pub const OPERAND_T0: Mem = Mem { base: T0, index: None, disp: 0, ram: true };
+/// An operand that a check of its own leaves.
+const OPERAND: Mem = Mem { base: T0, index: Some((T1, 0)), disp: 0, ram: true };
 
 /// Where an access goes.
 #[derive(Clone, Copy)]
@@ -24,25 +28,57 @@ pub enum Address<'a> {
     Register(u8, i32),
 }
 
-/// An access.
-#[derive(Clone, Copy)]
-pub struct Access<'a> {
-    /// Where.
-    pub address: Address<'a>,
-    /// Bytes.
-    pub size: u32,
-    /// It is written, or read and written.
-    pub write: bool,
-    /// It must be a multiple of this (a power of two); 1 if not.
-    pub align: u32,
-}
-
 impl Emitter<'_> {
-    /// Emits address and check; the jumps lead to where it fails.
-    pub(super) fn check(&mut self, access: Access<'_>) -> Vec<Patch> {
-        match access.address {
-            Address::Operand(insn) => self.linear_address(insn),
-            Address::Register(base, disp) => self.a.lea(T0, at(base, disp)),
+    /// Makes an access possible: the operand, and the jumps that are taken to where the handler does it. `live`: flags
+    /// that matter before the instruction; a check loses the host's.
+    pub(super) fn reach(
+        &mut self,
+        address: Address<'_>,
+        access: Access,
+        member: Option<Member>,
+        live: Flags,
+    ) -> (Mem, Vec<Patch>) {
+        let Some((member, range)) = member.and_then(|m| self.shared(m, access)) else {
+            self.spill_if(live);
+            let jumps = self.check(address, 0, access);
+            self.in_host = false;
+            return (OPERAND, jumps);
+        };
+        let kept = field(slot_at(slot::GROUPS + usize::from(member.group)));
+        if member.first {
+            self.spill_if(live);
+            let jumps = self.check(address, member.at, range);
+            self.in_host = false;
+            self.stubs.push(Stub::Careful { jumps, target: self.linear(self.at), done: self.done - 1 });
+            self.a.alu(0x03, T1, T0); // add
+            self.a.store(kept, T1);
+        } else if self.in_t1 != Some(member.group) {
+            self.a.load(T1, kept);
+        }
+        self.in_t1 = Some(member.group);
+        (Mem { base: T1, index: None, disp: member.at as i32, ram: true }, Vec::new())
+    }
+
+    /// The range of an access's group as an access. `None` if it does not cover this one or was not checked: `find_groups`
+    /// makes none of that, but the guest's borders hang on it.
+    fn shared(&mut self, member: Member, access: Access) -> Option<(Member, Access)> {
+        let range = self.groups.get(usize::from(member.group))?;
+        let inside = member.at.checked_add(access.size).is_some_and(|end| end <= range.bytes);
+        let aligned = access.align <= range.align && member.at & (access.align - 1) == 0;
+        let checked = member.first || self.checked & 1 << member.group != 0;
+        let covered = inside && aligned && checked && (range.write || !access.write);
+        debug_assert!(covered, "{member:?} {access:?} {range:?}");
+        self.checked |= u32::from(covered) << member.group;
+        let whole = Access { size: range.bytes, write: range.write, align: range.align };
+        covered.then_some((member, whole))
+    }
+
+    /// Emits address and check of an access `back` bytes before `address`; the jumps lead to where it fails.
+    fn check(&mut self, address: Address<'_>, back: u32, access: Access) -> Vec<Patch> {
+        self.in_t1 = None;
+        match address {
+            Address::Operand(insn) => self.linear_address(insn, back),
+            Address::Register(base, disp) => self.a.lea(T0, at(base, disp - back as i32)),
         }
         let array = layout::tlb(self.mmu_index);
         let entry = |offset: usize| Mem {
@@ -77,26 +113,38 @@ impl Emitter<'_> {
         self.slow_site(item, jumps, false, true);
     }
     fn slow_site(&mut self, item: &Item, jumps: Vec<Patch>, reload: bool, barrier: bool) {
+        if jumps.is_empty() {
+            return;
+        }
+        self.in_t1 = None;
         let site = self.site(&item.op, barrier, item.sees_x87);
         let back = self.a.here();
         self.stubs.push(Stub::Slow { jumps, site, back, reload });
     }
 
-    /// The offset of the memory operand in its segment, to `T0`. Changes no flags, `T1` perhaps.
-    pub(super) fn offset(&mut self, insn: &Instruction) {
-        if insn.memory_base() == Register::RIP {
-            let target = self.linear(insn.memory_displacement64());
-            return self.a.mov_imm(T0, target);
+    /// The offset of the memory operand in its segment less `back`, to `T0`. Changes no flags, `T1` perhaps.
+    pub(super) fn offset(&mut self, insn: &Instruction, back: u32) {
+        let constant = match insn.memory_base() {
+            Register::RIP => Some(self.linear(insn.memory_displacement64())),
+            Register::None if insn.memory_index() == Register::None => Some(insn.memory_displacement64()),
+            _ => None,
+        };
+        if let Some(target) = constant {
+            return self.a.mov_imm(T0, target.wrapping_sub(back.into()));
         }
-        match self.host_address(insn) {
-            Some(m) => self.a.lea(T0, m),
-            None => self.a.mov_imm(T0, insn.memory_displacement64()),
+        let Some(m) = self.host_address(insn) else { return };
+        match m.disp.checked_sub(back as i32) {
+            Some(disp) => self.a.lea(T0, Mem { disp, ..m }),
+            None => {
+                self.a.lea(T0, m);
+                self.a.lea(T0, at(T0, -(back as i32)));
+            }
         }
     }
 
-    /// The linear address of the memory operand, to `T0`. Changes flags for FS and GS only, `T1` always.
-    fn linear_address(&mut self, insn: &Instruction) {
-        self.offset(insn);
+    /// The linear address of the memory operand less `back`, to `T0`. Changes flags for FS and GS only, `T1` always.
+    fn linear_address(&mut self, insn: &Instruction, back: u32) {
+        self.offset(insn, back);
         let segment = match insn.memory_segment() {
             Register::FS => x86_defs::SegmentIndex::Fs,
             Register::GS => x86_defs::SegmentIndex::Gs,

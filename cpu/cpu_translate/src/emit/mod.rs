@@ -5,22 +5,26 @@
 //! if they matter.
 //!
 //! - here: entries, exits, flags, the walk over the instructions. `memory.rs`: the inline TLB.
-//! - `integer.rs`: instructions on registers and memory; `divide.rs`: division. `branch.rs`: control flow and stack. `x87.rs`: the x87 unit.
+//! - `integer.rs`: instructions on registers and memory; `divide.rs`: division. `branch.rs`: control flow and stack.
+//! - `system.rs`: the system's part, and instructions across pages. `x87.rs`: the x87 unit.
 
 mod branch;
 mod divide;
 mod integer;
 mod memory;
+mod system;
 mod x87;
 
 use crate::asm::{Asm, CONTEXT, Patch, T0, T1, cc, field, reg::*};
-use crate::block::{Item, Source, falls_through};
+use crate::block::{Item, Source};
+use crate::elide::Range;
 use crate::engine::{Block, Engine, ExitSite, Site};
 use crate::liveness::{self, Flags};
 use crate::plan::Plan;
 use crate::thunks::{slot, slot_at};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Place, layout};
+use x86_decode::RflagsBits;
 use x86_emulate::Op;
 
 /// The host register that holds a general register of the guest's; `None`: it is in memory only.
@@ -48,8 +52,12 @@ enum Stub {
     LoadX87 { jump: Patch, back: u64 },
     /// To another block, from behind instruction `done`.
     Exit { jump: Patch, target: u64, spill: bool, done: u16 },
+    /// To the careful translation at `target`, from before the instruction that is there.
+    Careful { jumps: Vec<Patch>, target: u64, done: u16 },
+    /// To the interpreter, for the instruction at `target`.
+    Interpreted { jumps: Vec<Patch>, target: u64, done: u16 },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
-    Unlinked { expired: Patch, jump: Patch, target: u64 },
+    Unlinked { expired: Patch, jump: Patch, target: u64, careful: bool },
 }
 
 /// See the module's header.
@@ -66,6 +74,16 @@ pub struct Emitter<'a> {
     stubs: Vec<Stub>,
     /// Instructions up to the one under way.
     done: u16,
+    /// Offset of the one under way.
+    at: u64,
+    /// See `Source::groups`.
+    groups: Vec<Range>,
+    /// Bits of the groups whose check was emitted.
+    checked: u32,
+    /// The group whose place in guest RAM is in `T1`.
+    in_t1: Option<u8>,
+    /// `T1` is the same behind the instruction under way.
+    keeps_t1: bool,
     /// See `Finished::marks`.
     marks: Vec<usize>,
 }
@@ -83,11 +101,11 @@ pub struct Finished {
 
 impl<'a> Emitter<'a> {
     /// For the code at `place`, to lie at host address `base`.
-    pub fn new(base: u64, place: &Place, mmu_index: u8, context: u8, engine: &'a mut Engine) -> Self {
+    pub fn new(base: u64, place: &Place, mmu_index: u8, key: u8, engine: &'a mut Engine) -> Self {
         let block = Block {
             linear: place.linear,
             at: place.at,
-            context,
+            key,
             guarded: base,
             guard: 0,
             body: 0,
@@ -106,6 +124,11 @@ impl<'a> Emitter<'a> {
             in_memory,
             stubs: Vec::new(),
             done: 0,
+            at: 0,
+            groups: Vec::new(),
+            checked: 0,
+            in_t1: None,
+            keeps_t1: false,
             marks: Vec::new(),
         }
     }
@@ -125,16 +148,23 @@ impl<'a> Emitter<'a> {
         self.a.bytes(&[0]);
         let service = self.a.jcc_later(cc::SIGN);
         self.block.body = self.a.here();
-        if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_))) {
+        if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_) | Plan::CopyVector)) {
             self.need_vector();
         }
         if source.items.iter().any(|i| matches!(i.plan, Plan::X87(..))) {
             self.need_x87();
         }
+        self.groups.clone_from(&source.groups);
         for item in &source.items {
             self.done += 1;
+            self.at = u64::from(item.op.at);
             self.marks.push(self.a.code.len());
+            self.keeps_t1 = false;
+            if !item.behind().is_empty() {
+                self.check_behind(item);
+            }
             self.item(item);
+            self.in_t1 = self.in_t1.filter(|_| self.keeps_t1);
         }
         self.marks.push(self.a.code.len());
         self.close(source);
@@ -156,8 +186,8 @@ impl<'a> Emitter<'a> {
     fn item(&mut self, item: &Item) {
         match item.plan {
             Plan::Call | Plan::Barrier => self.call(item),
-            Plan::Nop => {}
-            Plan::Copy => self.copy(item),
+            Plan::Nop => self.keeps_t1 = true,
+            Plan::Copy | Plan::CopyVector => self.copy(item),
             Plan::Encode(e) | Plan::Vector(e) => self.encoded(item, &e),
             Plan::X87(kind, e) => self.x87(item, kind, e.as_ref()),
             Plan::MovImm => self.mov_imm(item),
@@ -167,6 +197,11 @@ impl<'a> Emitter<'a> {
             Plan::PushImm(v) => self.push_imm(item, v),
             Plan::Pop(g) => self.pop(item, g),
             Plan::Leave => self.leave(item),
+            Plan::PushMemory => self.push_memory(item),
+            Plan::PushFlags => self.push_flags(item),
+            Plan::Cli => self.cli(item),
+            Plan::Sti => self.sti(item),
+            Plan::SwapGs => self.swap_gs(),
             Plan::Jcc(cc) => self.jcc(item, cc),
             Plan::Jmp => self.jmp(item),
             Plan::Call64 => self.call_direct(item),
@@ -177,7 +212,7 @@ impl<'a> Emitter<'a> {
 
     /// The way on behind the last instruction.
     fn close(&mut self, source: &Source) {
-        if !source.items.last().is_none_or(|i| falls_through(&i.plan)) {
+        if !source.items.last().is_none_or(Item::goes_on) {
             return;
         }
         match &source.closing {
@@ -186,13 +221,13 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Linear address of an offset from the block's start.
+    /// Linear address of an offset from the page's start.
     fn linear(&self, offset: u64) -> u64 {
-        self.place.linear.wrapping_add(offset)
+        (self.place.linear & !0xFFF).wrapping_add(offset)
     }
 
     fn site(&mut self, op: &Op<SoftCore>, barrier: bool, sees_x87: bool) -> u32 {
-        let (rip, page) = (self.place.linear, self.place.at >> 12);
+        let (rip, page) = (self.linear(0), self.place.at >> 12);
         self.engine.sites.push(Site { op: *op, rip, page, barrier, done: self.done, sees_x87 });
         self.engine.sites.len() as u32 - 1
     }
@@ -231,11 +266,27 @@ impl<'a> Emitter<'a> {
         self.a.modrm(&[], false, false, &[0x8F], 0, field(layout::RAW_FLAGS).into()); // pop
     }
 
-    /// Before an instruction that reads flags or keeps some: makes the host's flags the guest's.
-    fn need_host_flags(&mut self) {
-        if !self.in_host {
-            self.reload();
-            self.in_host = true;
+    /// Before an instruction that reads or keeps `needed` flags: makes the host's these of the guest's.
+    fn need_host_flags(&mut self, needed: Flags, t0_is_free: bool) {
+        if self.in_host {
+            return;
+        }
+        match needed {
+            RflagsBits::CF => {
+                // bt dword [flags], 0
+                self.a.modrm(&[], false, false, &[0x0F, 0xBA], 4, field(layout::RAW_FLAGS).into());
+                self.a.bytes(&[0]);
+            }
+            RflagsBits::ZF if t0_is_free => {
+                self.a.load32(T0, field(layout::RAW_FLAGS));
+                self.a.modrm(&[], false, false, &[0xF7], 2, T0.into()); // not
+                self.a.modrm(&[], false, true, &[0xF6], 0, T0.into()); // test r10b, ZF
+                self.a.bytes(&[0x40]);
+            }
+            _ => {
+                self.reload();
+                self.in_host = true;
+            }
         }
     }
     /// Touches no register of the guest's but for a while RAX.
@@ -258,10 +309,13 @@ impl<'a> Emitter<'a> {
 
     /// Goes to another block. What of the flags matters is in memory.
     fn exit_to(&mut self, target: u64) {
+        self.exit(target, false);
+    }
+    fn exit(&mut self, target: u64, careful: bool) {
         self.count();
         let expired = self.a.jcc_later(cc::SIGN);
         let jump = self.a.jmp_later();
-        self.stubs.push(Stub::Unlinked { expired, jump, target });
+        self.stubs.push(Stub::Unlinked { expired, jump, target, careful });
     }
 
     /// Takes the instructions up to this one off the countdown.
@@ -300,13 +354,25 @@ impl<'a> Emitter<'a> {
                     self.done = done;
                     self.exit_to(target);
                 }
-                Stub::Unlinked { expired, jump, target } => {
+                Stub::Careful { jumps, target, done } => {
+                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.done = done;
+                    self.exit(target, true);
+                }
+                Stub::Interpreted { jumps, target, done } => {
+                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.done = done;
+                    self.count();
+                    self.a.mov_imm(T1, target);
+                    self.a.jmp(self.engine.thunks.interpret);
+                }
+                Stub::Unlinked { expired, jump, target, careful } => {
                     self.a.bind(expired);
                     self.a.bind(jump);
                     let same = (target ^ self.place.linear) & !0xFFF == 0;
                     let same_page = same.then_some(self.place.at >> 12);
                     let site = self.block.guarded + jump.0 as u64;
-                    self.engine.exits.push(ExitSite { jump: site, target, same_page });
+                    self.engine.exits.push(ExitSite { jump: site, target, same_page, careful });
                     self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);
                     self.a.jmp(self.engine.thunks.exit);
                 }

@@ -1,13 +1,14 @@
 //! x87 instructions on the host's unit.
 
-use super::memory::{Access, Address, OPERAND};
+use super::memory::Address;
 use super::{Emitter, Stub};
-use crate::asm::{Patch, Rm, T0, cc, field};
+use crate::asm::{Rm, T0, cc, field};
 use crate::block::Item;
 use crate::encoding::Encoding;
 use crate::liveness;
+use crate::plan;
 use crate::thunks::{slot, slot_at};
-use crate::x87::{Kind, MASKS, sets_flags, state, stores};
+use crate::x87::{Kind, MASKS, sets_flags, state};
 use x86_decode::OpKind;
 
 impl Emitter<'_> {
@@ -36,19 +37,11 @@ impl Emitter<'_> {
         }
     }
 
-    fn x87_check(&mut self, item: &Item) -> Vec<Patch> {
-        let insn = &item.insn;
-        self.spill_if(liveness::before(insn, item.live_after));
-        let size = insn.memory_size().size() as u32;
-        let access = Access { address: Address::Operand(insn), size, write: stores(insn), align: 1 };
-        let jumps = self.check(access);
-        self.in_host = false;
-        jumps
-    }
-
     fn x87_memory(&mut self, item: &Item, kind: Kind, e: &Encoding) {
-        let jumps = self.x87_check(item);
-        e.emit(&mut self.a, e.reg, 0, OPERAND.into());
+        let Some(access) = plan::access(&item.plan, &item.insn) else { return self.call(item) };
+        let live = liveness::before(&item.insn, item.live_after);
+        let (operand, jumps) = self.reach(Address::Operand(&item.insn), access, item.operand, live);
+        e.emit(&mut self.a, e.reg, 0, operand.into());
         self.note(item, kind);
         self.slow(item, jumps, false);
     }
@@ -56,9 +49,13 @@ impl Emitter<'_> {
     /// FLDCW of a word that masks everything; others are the handler's, and the code behind another context's. The word is
     /// looked at in a copy: another processor may change the operand.
     fn load_control(&mut self, item: &Item) {
-        let mut jumps = self.x87_check(item);
+        let Some(access) = plan::access(&item.plan, &item.insn) else { return self.call(item) };
+        let live = liveness::before(&item.insn, item.live_after);
+        let (operand, mut jumps) = self.reach(Address::Operand(&item.insn), access, item.operand, live);
+        self.spill_if(live);
+        self.in_host = false;
         let word = field(slot_at(slot::X87_CONTROL));
-        self.a.modrm(&[], false, false, &[0x0F, 0xB7], T0, OPERAND.into()); // movzx
+        self.a.modrm(&[], false, false, &[0x0F, 0xB7], T0, operand.into()); // movzx
         self.a.store(word, T0);
         self.a.modrm(&[], true, false, &[0xF7], 2, Rm::Reg(T0)); // not
         self.a.modrm(&[], false, true, &[0xF6], 0, Rm::Reg(T0)); // test r10b, masks
@@ -78,7 +75,7 @@ impl Emitter<'_> {
         if item.insn.op0_kind() != OpKind::Memory {
             return;
         }
-        self.offset(&item.insn);
+        self.offset(&item.insn, 0);
         self.a.store(field(slot_at(slot::X87_DATA)), T0);
         self.a.store_imm(field(slot_at(slot::X87_DATA_SEGMENT)), i32::from(item.op.aux) + 1);
     }

@@ -107,9 +107,10 @@ fn random_programs_end_alike() {
         faults += u64::from(!want.through);
         instructions += p.instructions as u64;
         if want != got {
-            let first = want.memory.iter().zip(&got.memory).position(|(a, b)| a != b);
+            let both = want.memory.iter().zip(&got.memory).enumerate();
+            let differ: Vec<_> = both.filter(|(_, (a, b))| a != b).take(32).collect();
             panic!(
-                "SEED={seed}: {}\nmemory differs at {first:x?}\ninterpreter {:x?}\ntranslator  {:x?}",
+                "SEED={seed}: {}\nmemory differs at {differ:x?}\ninterpreter {:x?}\ntranslator  {:x?}",
                 p,
                 Result { memory: Vec::new(), ..want },
                 Result { memory: Vec::new(), ..got }
