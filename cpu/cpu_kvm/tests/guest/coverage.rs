@@ -6,7 +6,7 @@ use crate::instruction_classes::{CLASSES, Class};
 use cpu_soft::SoftHypervisor;
 use hypervisor::VcpuExit;
 use hypervisor::state::Float80;
-use x86_defs::control::{CR4_OSXSAVE, CR4_SMAP, XCR0_AVX, XCR0_SSE, XCR0_X87};
+use x86_defs::control::{CR4_OSXSAVE, XCR0_AVX, XCR0_SSE, XCR0_X87};
 use x86_defs::cpuid::Feature;
 
 /// What they give depends on time, on chance, or on the host's processor.
@@ -50,9 +50,6 @@ fn run(g: &mut Guest, (name, code): &Class) -> Result {
         if features.has(Feature::Xsave) {
             s.cr4 |= CR4_OSXSAVE;
             s.xcr0 = XCR0_X87 | XCR0_SSE | if features.has(Feature::Avx) { XCR0_AVX } else { 0 };
-        }
-        if features.has(Feature::Smap) {
-            s.cr4 |= CR4_SMAP;
         }
         s.gpr = [5, 2, 7, DATA + 0x20, STACK, 0x55, DATA + 0x1000, DATA, 1, 2, 3, 4, 5, 6, 7, 8];
         s.sse.xmm = std::array::from_fn(|n| [n as u64, 0x0102_0304_0506_0708]);
