@@ -12,6 +12,9 @@ use x86_defs::cpuid::Feature;
 /// What they give depends on time, on chance, or on the host's processor.
 const VARIES: &[&str] =
     &["rdtsc", "rdtscp", "rdpid", "rdrand", "rdseed", "rdmsr", "cpuid", "sgdt", "sidt", "smsw/lmsw"];
+/// What QEMU's translator has otherwise, on which the laboratory's KVM stands: counters that are read, vectors of #DB and
+/// #GP, and exponents of registers that MMX wrote.
+const OTHER_IN_QEMU: &[&str] = &["rdpmc", "int1/icebp", "monitor", "movd mm0,[rdi]"];
 /// Bytes of a save area that hold where the last x87 instruction was: processors differ.
 const X87_POINTERS: std::ops::Range<usize> = 8..24;
 const FLAGS: u64 = 0xCC1;
@@ -86,6 +89,7 @@ fn every_class_of_instructions_comes_out_as_on_the_interpreter() {
     for g in [&kvm, &soft] {
         g.long_tables();
     }
+    let in_qemu = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"));
     let (mut wrong, mut more) = (Vec::new(), Vec::new());
     for class in CLASSES {
         let name = class.0;
@@ -101,7 +105,7 @@ fn every_class_of_instructions_comes_out_as_on_the_interpreter() {
                 result.memory.clear();
             }
         }
-        if expected != seen {
+        if expected != seen && !(in_qemu && OTHER_IN_QEMU.contains(&name)) {
             wrong.push(format!("{name}:\n{}", difference(&expected, &seen)));
         }
     }
