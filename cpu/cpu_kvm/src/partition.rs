@@ -25,7 +25,7 @@ use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
     KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap, kvm_msi,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use saved_state::{RestoreError, StateBlob};
 use std::io;
 use std::sync::Arc;
@@ -65,6 +65,8 @@ pub struct Shared {
     pub scale: Option<u32>,
     /// Plain MSRs that KVM has.
     pub msrs: Once<Vec<u32>>,
+    /// See `Processor::xsave_beyond`.
+    pub xsave_beyond: Option<usize>,
     /// KVM's clocks.
     pub time: Mutex<Time>,
     /// See [`TscControl`].
@@ -125,7 +127,7 @@ impl KvmPartition {
         scale: Option<u32>,
         options: Options,
     ) -> io::Result<Self> {
-        let vm = kvm.create_vm().map_err(error)?;
+        let vm = kvm.create_vm().map_err(|e| not_made(error(e)))?;
         // Intel's processors need them; others do not mind.
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error)?;
         vm.set_tss_address(TSS_ADDRESS).map_err(error)?;
@@ -146,12 +148,16 @@ impl KvmPartition {
         }
         map_all(&vm, &layout.ram, false)?;
         let vcpus = (0..layout.vcpus).map(|_| VcpuCell::default()).collect();
+        let xsave_bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        let xsave_beyond =
+            xsave_bytes.checked_sub(size_of::<kvm_bindings::kvm_xsave>()).map(|beyond| beyond.div_ceil(4));
         let shared = Arc::new(Shared {
             vm,
             layout: layout.clone(),
             vcpus,
             scale,
             msrs: Once::new(),
+            xsave_beyond,
             time: Mutex::default(),
             tsc_control: Once::new(),
             messages: RwLock::new(()),
@@ -181,6 +187,15 @@ fn enable(vm: &VmFd, cap: u32, argument: u64) -> io::Result<()> {
     let mut cap = kvm_enable_cap { cap, ..kvm_enable_cap::default() };
     cap.args[0] = argument;
     vm.enable_cap(&cap).map_err(error)
+}
+
+/// What people can do where KVM makes no VM.
+fn not_made(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(libc::EBUSY) {
+        return error;
+    }
+    let text = "another hypervisor holds the processor's virtualization: end it, or take --engine soft";
+    io::Error::new(io::ErrorKind::ResourceBusy, text)
 }
 
 impl Drop for KvmPartition {
@@ -339,5 +354,18 @@ impl Drop for Route {
         if let Some(number) = self.state.lock().number {
             self.shared.routing.remove(&self.shared.vm, number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_that_is_busy_says_what_to_do() {
+        let busy = not_made(io::Error::from_raw_os_error(libc::EBUSY)).to_string();
+        assert!(busy.contains("another hypervisor") && busy.contains("--engine soft"), "{busy}");
+        let other = not_made(io::Error::from_raw_os_error(libc::ENOMEM));
+        assert_eq!(other.raw_os_error(), Some(libc::ENOMEM));
     }
 }

@@ -316,7 +316,8 @@ impl KvmVcpu {
 }
 
 fn processor<'a>(fd: &'a VcpuFd, shared: &'a Shared) -> Processor<'a> {
-    Processor { fd, msrs: shared.msrs.get().map_or(&[], Vec::as_slice), synced: None }
+    let msrs: &[u32] = shared.msrs.get().map_or(&[], Vec::as_slice);
+    Processor { fd, msrs, xsave_beyond: shared.xsave_beyond, synced: None }
 }
 
 /// Registers and events that came with the exit KVM_RUN just returned for. Asked for from the first instruction on that

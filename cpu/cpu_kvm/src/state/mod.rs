@@ -38,6 +38,8 @@ pub struct Processor<'a> {
     pub fd: &'a VcpuFd,
     /// MSRs that KVM has.
     pub msrs: &'a [u32],
+    /// Words of the extended state's area beyond `kvm_xsave`; `None` where KVM has no KVM_GET_XSAVE2.
+    pub xsave_beyond: Option<usize>,
     /// What came with the exit that KVM_RUN just returned for: not asked for again.
     pub synced: Option<kvm_sync_regs>,
 }
@@ -67,7 +69,7 @@ impl Processor<'_> {
         registers::read(&mut state, &regs, &sregs);
         registers::read_debug(&mut state, &self.fd.get_debug_regs().map_err(error)?);
         state.xcr0 = extended::xcr0(&self.fd.get_xcrs().map_err(error)?);
-        extended::read(&mut state, &self.fd.get_xsave().map_err(error)?);
+        extended::read(&mut state, &self.extended_area()?.as_fam_struct_ref().xsave);
         state.msrs = self.read_msrs(kept)?;
         state.run_state = match self.fd.get_mp_state().map_err(error)?.mp_state {
             KVM_MP_STATE_HALTED => RunState::Halted,
@@ -122,10 +124,23 @@ impl Processor<'_> {
 
     fn write_extended(&self, state: &VcpuState) -> io::Result<()> {
         // What of the area is not ours stays as it is.
-        let mut area = self.fd.get_xsave().map_err(error)?;
-        extended::write(state, &mut area);
-        // SAFETY: no feature is enabled whose state makes the area longer than the structure (AMX).
-        unsafe { self.fd.set_xsave(&area) }.map_err(error)
+        let mut area = self.extended_area()?;
+        // SAFETY: the length stays as it is.
+        extended::write(state, &mut unsafe { area.as_mut_fam_struct() }.xsave);
+        // SAFETY: the area is as long as KVM says (`xsave_beyond`).
+        unsafe { self.fd.set_xsave2(&area) }.map_err(error)
+    }
+
+    /// The extended state as KVM has it, in full length.
+    fn extended_area(&self) -> io::Result<Xsave> {
+        let mut area = Xsave::new(self.xsave_beyond.unwrap_or(0)).map_err(io::Error::other)?;
+        match self.xsave_beyond {
+            // SAFETY: the area is as long as KVM says.
+            Some(_) => unsafe { self.fd.get_xsave2(&mut area) }.map_err(error)?,
+            // SAFETY: the length stays as it is: none beyond.
+            None => unsafe { area.as_mut_fam_struct() }.xsave = self.fd.get_xsave().map_err(error)?,
+        }
+        Ok(area)
     }
 
     fn read_msrs(&self, kept: &KeptMsrs) -> io::Result<Vec<(u32, u64)>> {

@@ -3,6 +3,7 @@
 
 use crate::harness::*;
 use cpu_kvm::KvmHypervisor;
+use cpu_soft::SoftHypervisor;
 use hypervisor::VcpuExit;
 use iced_x86::code_asm::*;
 
@@ -76,4 +77,47 @@ fn an_instruction_without_an_end() {
         let state = g.vcpus[0].save().unwrap();
         assert_eq!((state.rip, state.gpr[0]), (CODE + 5, 77));
     }
+}
+
+/// Reads of a device by the x87 unit.
+const READS: u64 = 300_000;
+
+/// Completed instructions that are too many to stay, on any KVM: no processor and no emulator of KVM's can read a device
+/// with the x87 unit. The guest goes on on the interpreter where it was.
+#[test]
+fn instructions_that_are_completed_too_often() {
+    let Some(mut g) = Guest::new(1) else { return };
+    g.long();
+    g.board.answers.lock().unwrap().extend((0..READS).map(|_| 3));
+    g.assemble(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.fninit().unwrap();
+        a.fldz().unwrap();
+        a.mov(ebx, MMIO as u32).unwrap();
+        a.mov(ecx, READS as u32).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.fiadd(dword_ptr(rbx)).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.fistp(qword_ptr(DATA)).unwrap();
+        a.out(i32::from(DONE), al).unwrap();
+    });
+    let VcpuExit::Unsuited { reason, sound, stuck: false } = g.run() else {
+        panic!("{:?}", g.partition.statistics())
+    };
+    assert!(reason.contains("in software"), "{reason}");
+    let probe = KvmHypervisor::open().unwrap();
+    assert_eq!(sound, probe.probe().cpuid_is_the_models);
+
+    let state = g.vcpus[0].save().unwrap();
+    let answers = std::mem::take(&mut *g.board.answers.lock().unwrap());
+    assert!(!answers.is_empty() && answers.len() < READS as usize, "{}", answers.len());
+    let mut ram = vec![0; RAM_BYTES as usize];
+    g.ram.load_bytes(0, &mut ram);
+    let mut soft = Guest::on(&SoftHypervisor::interpreter(), g.clock.clone(), 1);
+    soft.store(0, &ram);
+    *soft.board.answers.lock().unwrap() = answers;
+    soft.vcpus[0].restore(&state).unwrap();
+    soft.run_to_done();
+    assert_eq!(soft.load(DATA), 3 * READS);
 }
