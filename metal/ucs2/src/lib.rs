@@ -22,8 +22,8 @@ const fn next(text: &[u8], at: usize) -> (u32, usize) {
     let first = text[at] as u32;
     let (mut value, length) = match first {
         0..=0x7F => (first, 1),
-        0..=0xDF => (first & 0x1F, 2),
-        0..=0xEF => (first & 0xF, 3),
+        0x80..=0xDF => (first & 0x1F, 2),
+        0xE0..=0xEF => (first & 0xF, 3),
         _ => (first & 7, 4),
     };
     let mut n = 1;
