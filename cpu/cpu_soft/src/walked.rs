@@ -1,7 +1,8 @@
 //! What page walks found, kept across address spaces: the second level of the soft TLB.
 //!
 //! An entry is of the address space (PCID) that was current, or global. It is good while it bears the stamp of that;
-//! a flush gives a new stamp, so that it costs the same however much there is. Stamps never come back.
+//! a flush gives a new stamp, to one address space or to all, so that it costs the same however much there is. Stamps never
+//! come back.
 
 use crate::tlb::Mapping;
 use alloc::boxed::Box;
@@ -11,20 +12,25 @@ const ENTRIES: usize = 8192;
 const PCIDS: usize = 4096;
 const PAGE: u64 = !0xFFF;
 
+/// Number of an address space's flushes, and of those of all; 0 of all for global entries.
+type Stamp = (u64, u64);
+
 #[derive(Clone, Copy)]
 struct Entry {
     /// Linear page, and the index of the TLB's array in its low bits.
     key: u64,
-    stamp: u64,
+    stamp: Stamp,
     mapping: Mapping,
 }
 
 /// See the module's header.
 pub struct Walked {
     entries: Box<[Entry]>,
-    /// Stamps of the PCIDs.
+    /// First numbers of the PCIDs' stamps.
     stamps: Box<[u64]>,
-    /// Stamp of global entries.
+    /// Second number of all PCIDs' stamps.
+    all: u64,
+    /// First number of the stamp of global entries.
     global: u64,
     next: u64,
 }
@@ -47,20 +53,20 @@ impl Walked {
             global: false,
             page_bytes: 4096,
         };
-        let entries = vec![Entry { key: 0, stamp: 0, mapping }; ENTRIES].into_boxed_slice();
+        let entries = vec![Entry { key: 0, stamp: (0, 0), mapping }; ENTRIES].into_boxed_slice();
         let stamps = (1..=PCIDS as u64).collect();
-        Self { entries, stamps, global: PCIDS as u64 + 1, next: PCIDS as u64 + 2 }
+        Self { entries, stamps, all: 1, global: PCIDS as u64 + 1, next: PCIDS as u64 + 2 }
     }
 
-    fn stamp(&mut self) -> u64 {
+    fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
     /// Where an entry of `key` is: if it is global, and if it is of `pcid`.
-    fn places(&self, pcid: u16, key: u64) -> [(usize, u64); 2] {
+    fn places(&self, pcid: u16, key: u64) -> [(usize, Stamp); 2] {
         let pcid = usize::from(pcid) % PCIDS;
-        [(slot(key, 0), self.global), (slot(key, pcid + 1), self.stamps[pcid])]
+        [(slot(key, 0), (self.global, 0)), (slot(key, pcid + 1), (self.stamps[pcid], self.all))]
     }
 
     /// What is known of `linear` in the address space `pcid` for accesses of kind `index`.
@@ -84,7 +90,7 @@ impl Walked {
             for (at, _) in self.places(pcid, key) {
                 let e = &mut self.entries[at];
                 if e.key == key {
-                    e.stamp = 0;
+                    e.stamp = (0, 0);
                 }
             }
         }
@@ -92,17 +98,17 @@ impl Walked {
 
     /// Forgets all of one address space that is not global.
     pub fn forget_space(&mut self, pcid: u16) {
-        self.stamps[usize::from(pcid) % PCIDS] = self.stamp();
+        self.stamps[usize::from(pcid) % PCIDS] = self.number();
     }
 
     /// Forgets all that is not global.
     pub fn forget_spaces(&mut self) {
-        (0..PCIDS).for_each(|pcid| self.forget_space(pcid as u16));
+        self.all += 1;
     }
 
     /// Forgets everything.
     pub fn forget_all(&mut self) {
-        self.global = self.stamp();
+        self.global = self.number();
         self.forget_spaces();
     }
 }

@@ -272,9 +272,9 @@ const EXIT_COSTS: &[(&str, u64)] = &[
     ("CPUID, leaf 1", 493),
     ("IN from the UART model", 539),
     ("OUT to the UART model", 452),
-    ("RDMSR", 5326),
-    ("MMIO read", 5799),
-    ("virtio-blk read, kick to interrupt", 43328),
+    ("RDMSR", 6324),
+    ("MMIO read", 6972),
+    ("virtio-blk read, kick to interrupt", 50343),
 ];
 const TOLERANCE: u64 = 10;
 

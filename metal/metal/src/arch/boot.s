@@ -109,7 +109,8 @@ boot_gdtr: .short 23
 .align 4096
 .global boot_stack_guard
 boot_stack_guard: .skip 4096    # unmapped by arch/paging.rs
-boot_stack: .skip 262144
+# As large as that of a thread elsewhere: a vCPU is built on it before it moves to the heap.
+boot_stack: .skip 2 << 20
 .global boot_stack_top
 boot_stack_top:
 boot_pml4: .skip 4096
