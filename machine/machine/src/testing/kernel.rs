@@ -56,3 +56,55 @@ pub fn power_off() -> Vec<u8> {
     code.extend_from_slice(&IDLE);
     code
 }
+
+/// Code that reads the HPET's counter `times` times with the x87 unit and counts that there; prints `done`, or `lost` where the
+/// count came out wrong. No KVM can emulate such a read, and no processor executes it.
+pub fn read_devices_with_x87(times: u32) -> Vec<u8> {
+    let [a, b, c, d] = times.to_le_bytes();
+    let lost = print("lost");
+    let mut code = alloc::vec![
+        0xBE,
+        0xF0,
+        0x00,
+        0xD0,
+        0xFE, // mov esi, HPET's counter
+        0xDB,
+        0xE3,
+        0xD9,
+        0xEE, // fninit; fldz
+        0xB9,
+        a,
+        b,
+        c,
+        d, // mov ecx, times
+        0xDF,
+        0x2E,
+        0xDD,
+        0xD8, // fild qword [esi]; fstp st0
+        0xD9,
+        0xE8,
+        0xDE,
+        0xC1, // fld1; faddp
+        0x49,
+        0x75,
+        0xF5, // dec ecx; jnz fild
+        0xBB,
+        0x00,
+        0x00,
+        0x20,
+        0x00,
+        0xDB,
+        0x1B, // mov ebx, 200000h; fistp dword [ebx]
+        0x81,
+        0x3B,
+        a,
+        b,
+        c,
+        d, // cmp dword [ebx], times
+        0x74,
+        lost.len() as u8, // je behind
+    ];
+    code.extend(lost);
+    code.extend(print("done"));
+    code
+}

@@ -82,6 +82,20 @@ fn a_guest_that_kvm_serves_badly_ends_well_all_the_same() {
     assert_eq!(words.contains("executes the guest in software"), !real, "{words}");
 }
 
+/// Reads of a device that the interpreter has to complete, one after the other: the guest goes on elsewhere in the midst of
+/// them, or from the start where KVM showed it another processor than its CPU model.
+#[test]
+fn a_guest_whose_instructions_are_completed_goes_on_on_soft() {
+    let bench = Bench::new();
+    let Some(real) = kvm_here(&bench) else { return };
+    let code = [kernel::read_devices_with_x87(400_000), kernel::power_off()].concat();
+    let output = bench.run(&code, &["--engine", "kvm"]);
+    let words = said(&output);
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"done"[..]), "{words}");
+    let how = if real { "goes on on soft" } else { "starts again on soft" };
+    assert!(words.contains("executes the guest in software") && words.contains(how), "{words}");
+}
+
 /// UD2 without handlers: a doubtful KVM may have caused the shutdown, so the guest starts again elsewhere, once.
 #[test]
 fn a_shutdown_is_the_guests_own_or_is_tried_again() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use guest_catalog::DiskFormat;
+use machine::testing::kernel;
 
 use super::{Row, cpus_name};
 use crate::expected::checksum_job;
@@ -26,6 +27,7 @@ pub(super) fn rows() -> Vec<Row> {
             Row::new(name, Tier::Campaign, "cloud", move |stage| there_and_back(stage, cpus)).lab_only(),
         );
     }
+    rows.push(Row::new("moving/served-badly", Tier::Campaign, "cloud", served_badly).lab_only());
     rows.push(Row::new("moving/file/kvm-to-soft", Tier::Campaign, "cloud", kvm_to_soft).lab_only());
     rows.push(Row::new("moving/file/host-to-kvm", Tier::Campaign, "cloud", host_to_kvm).lab_only());
     rows.push(Row::new("moving/file/soft-to-kvm", Tier::Campaign, "cloud", soft_to_kvm).lab_only());
@@ -61,6 +63,29 @@ fn there_and_back(stage: &Stage, cpus: u32) -> Result<(), Failure> {
     })();
     stage.keep(&vm);
     outcome
+}
+
+/// A guest that reads a device as no KVM can goes over by itself, in the midst of that, and loses nothing.
+fn served_badly(stage: &Stage) -> Result<(), Failure> {
+    let kernel = stage.scratch().join("kernel.elf");
+    let code = [kernel::read_devices_with_x87(200_000), kernel::power_off()].concat();
+    std::fs::write(&kernel, kernel::pvh(&code)).map_err(|e| Failure::new(format!("the kernel: {e}")))?;
+    let config = VmConfig {
+        kernel,
+        initrd: None,
+        append: String::new(),
+        lab_cpus: 1,
+        ..VmConfig::new(&stage.guest("cloud")?, Boot::BzImage, 1, "")?
+    };
+    let mut vm = stage.start(&config)?;
+    let exit = vm.wait(stage.patience(120));
+    stage.keep(&vm);
+    let exit = exit?;
+    Failure::unless(exit == Exit::Code(0), || format!("power-off ended the process with {exit:?}"))?;
+    let console = String::from_utf8_lossy(&vm.console_transcript()).into_owned();
+    Failure::unless(console.trim() == "done", || format!("the guest said {console:?}"))?;
+    let words = vm.messages();
+    Failure::unless(words.contains("goes on on soft"), || format!("it stayed: {words}"))
 }
 
 /// From the laboratory's KVM to the interpreter on the host.
