@@ -3,6 +3,7 @@
 use hypervisor::Statistics;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 use sync::Mutex;
 
 /// Counts of a partition.
@@ -14,6 +15,8 @@ pub struct Counters {
     busy_ns: AtomicU64,
     /// Instructions completed by the interpreter.
     pub completed: AtomicU64,
+    /// Time that passed for that, in nanoseconds, of all vCPUs.
+    pub completing_ns: AtomicU64,
     /// Instructions that KVM emulated, as last seen by `watch.rs`.
     pub emulated: AtomicU64,
     by_mnemonic: Mutex<BTreeMap<String, u64>>,
@@ -21,9 +24,10 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// An instruction was completed; whether it is the first of its name.
-    pub fn complete(&self, mnemonic: &str) -> bool {
+    /// An instruction was completed, which was begun at `since`; whether it is the first of its name.
+    pub fn complete(&self, mnemonic: &str, since: Instant) -> bool {
         self.completed.fetch_add(1, Ordering::Relaxed);
+        self.completing_ns.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
         let mut all = self.by_mnemonic.lock();
         match all.get_mut(mnemonic) {
             Some(count) => {

@@ -25,6 +25,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use x86_defs::msr;
 
 /// Exits between two looks at the thread's processor time.
@@ -292,13 +293,14 @@ impl KvmVcpu {
     }
 
     fn complete(&mut self, io: &Arc<dyn VcpuIo>) -> Option<VcpuExit> {
+        let since = Instant::now();
         let (shared, id) = (&self.shared, self.id);
         let completion = self.completion.get_or_insert_with(|| Box::new(Completion::new(shared, id, io)));
         let processor = Processor { synced: synced(&mut self.fd, shared), ..processor(&self.fd, shared) };
         let tsc_offset = shared.vcpus[id as usize].times.lock().tsc_offset;
         match completion.run(&processor, &mut self.kept, tsc_offset) {
             Ok((mnemonic, shutdown)) => {
-                if shared.counters.complete(&mnemonic) {
+                if shared.counters.complete(&mnemonic, since) {
                     (shared.log)(&format!(
                         "this host's KVM does not execute {mnemonic}; the interpreter does"
                     ));
