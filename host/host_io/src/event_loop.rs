@@ -451,9 +451,8 @@ mod tests {
         });
         let slot = Arc::downgrade(&waker.registration.slot);
         *place.lock().unwrap() = Some(waker);
-        let wake = place.lock().unwrap().clone().unwrap();
-        wake.wake();
-        drop(wake);
+        // No copy of it: the registration is to end in the callback.
+        place.lock().unwrap().as_ref().unwrap().wake();
         seen.recv().unwrap();
         assert!(seen.recv().is_err(), "called once, then freed");
         while slot.upgrade().is_some() {
