@@ -95,17 +95,11 @@ impl Switch {
     pub fn replace(&self, partition: Box<dyn Partition>) -> Result<(), EngineError> {
         let next = Current::new(partition);
         let routes: Vec<_> = self.routes.lock().iter().filter_map(Weak::upgrade).collect();
-        let renewed = routes.iter().map(|_| next.msi.route()).collect::<Result<Vec<_>, _>>()?;
+        // All of them first: any may fail.
+        let renewed =
+            routes.iter().map(|route| route.0.lock().on(&*next.msi)).collect::<Result<Vec<_>, _>>()?;
         for (route, renewed) in routes.iter().zip(renewed) {
-            let mut state = route.0.lock();
-            if let Some(msi) = state.msi {
-                renewed.set(msi);
-                renewed.mask(state.masked);
-            }
-            if let Some(bell) = &state.bell {
-                renewed.attach(bell)?;
-            }
-            state.route = renewed;
+            route.0.lock().route = renewed;
         }
         for (pin, (msi, trigger)) in &*self.pins.lock() {
             next.irq.set_ioapic_route(*pin, *msi, *trigger);
@@ -159,6 +153,21 @@ struct RouteState {
     bell: Option<Arc<dyn Bell>>,
 }
 
+impl RouteState {
+    /// The same route of another engine.
+    fn on(&self, engine: &dyn MsiSink) -> Result<Box<dyn MsiRoute>, EngineError> {
+        let route = engine.route()?;
+        if let Some(msi) = self.msi {
+            route.set(msi);
+            route.mask(self.masked);
+        }
+        if let Some(bell) = &self.bell {
+            route.attach(bell)?;
+        }
+        Ok(route)
+    }
+}
+
 struct Route(Mutex<RouteState>);
 
 struct Handle(Arc<Route>);
@@ -182,5 +191,32 @@ impl MsiRoute for Handle {
         state.route.attach(bell)?;
         state.bell = Some(bell.clone());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::engine::ScriptEngine;
+
+    struct Silent;
+    impl Bell for Silent {
+        fn descriptor(&self) -> i32 {
+            0
+        }
+    }
+
+    /// The second route has a bell, which the next engine has no way for.
+    #[test]
+    fn a_partition_that_cannot_take_everything_takes_nothing() {
+        let (first, next) = (ScriptEngine::default(), ScriptEngine::default());
+        let switch = Switch::new(Box::new(first.clone()));
+        let msi = Msi { address: 0xFEE0_0000, data: 0x31 };
+        let routes = [0, 1].map(|_| switch.msi_sink().route().unwrap());
+        routes.iter().for_each(|route| route.set(msi));
+        switch.routes.lock()[1].upgrade().unwrap().0.lock().bell = Some(Arc::new(Silent));
+        switch.replace(Box::new(next.clone())).unwrap_err();
+        routes.iter().for_each(|route| route.fire());
+        assert_eq!((first.take_messages(), next.take_messages()), (alloc::vec![msi; 2], Vec::new()));
     }
 }
