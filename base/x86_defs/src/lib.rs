@@ -12,6 +12,7 @@ pub mod flags;
 pub mod msr;
 pub mod paging;
 pub mod segment;
+pub mod xsave;
 
 pub use exception::Exception;
 pub use segment::{DescriptorTable, Segment, SegmentAttributes, SegmentIndex};

@@ -47,15 +47,8 @@ const ALWAYS: &[Feature] = &[
 
 /// The table for vCPU `id` of `cpus`.
 pub fn table(model: &CpuModel, id: u32, cpus: u32, tsc_khz: u32) -> io::Result<CpuId> {
-    let context = CpuidContext {
-        apic_id: id,
-        cpus,
-        osxsave: false,
-        apic_enabled: true,
-        xcr0: XCR0_X87 | XCR0_SSE | XCR0_AVX,
-        xss: 0,
-        tsc_khz,
-    };
+    let xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
+    let context = CpuidContext { apic_id: id, cpus, xcr0, ..CpuidContext::alone(tsc_khz) };
     let mut entries = Vec::new();
     for (leaf, subleaves) in LEAVES {
         for index in 0..(*subleaves).max(1) {

@@ -2,19 +2,9 @@
 //! them, and as the interpreter has them.
 
 use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};
+use x86_defs::xsave::*;
 use x86_emulate::cpu::{ExtendedState, F80, X87};
 
-const FCW: usize = 0;
-const FSW: usize = 2;
-const FTW: usize = 4;
-const FOP: usize = 6;
-const FIP: usize = 8;
-const FDP: usize = 16;
-const MXCSR: usize = 24;
-const ST0: usize = 32;
-const XMM0: usize = 160;
-const XSTATE_BV: usize = 512;
-const YMM_HIGH: usize = 576;
 const BYTES: usize = 832;
 
 /// See the module's header.

@@ -136,15 +136,7 @@ fn run_part(part: &Part, vcpu: &mut dyn Vcpu, power_up: &VcpuState, ram: &GuestR
 
 /// Whether the first part's CPUID gave the model's answers.
 fn shows_the_model(ram: &GuestRam, model: &CpuModel, tsc_khz: u32) -> bool {
-    let context = hypervisor::CpuidContext {
-        apic_id: 0,
-        cpus: 1,
-        osxsave: false,
-        apic_enabled: true,
-        xcr0: 1,
-        xss: 0,
-        tsc_khz,
-    };
+    let context = hypervisor::CpuidContext::alone(tsc_khz);
     let [_, ebx7, ecx7, edx7] = model.cpuid(7, 0, &context);
     let [_, _, ecx1, edx1] = model.cpuid(1, 0, &context);
     let seen: [u32; 5] = std::array::from_fn(|n| ram.load(parts::RESULTS + 4 * n as u64));

@@ -4,19 +4,7 @@ use hypervisor::VcpuState;
 use hypervisor::state::Float80;
 use kvm_bindings::{kvm_xcr, kvm_xcrs, kvm_xsave};
 use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};
-
-// Byte offsets in the area.
-const FCW: usize = 0;
-const FSW: usize = 2;
-const FTW: usize = 4;
-const FOP: usize = 6;
-const FIP: usize = 8;
-const FDP: usize = 16;
-const MXCSR: usize = 24;
-const ST0: usize = 32;
-const XMM0: usize = 160;
-const XSTATE_BV: usize = 512;
-const YMM_HIGH: usize = 576;
+use x86_defs::xsave::*;
 
 /// Of the kernel's structure.
 pub fn xcr0(xcrs: &kvm_xcrs) -> u64 {

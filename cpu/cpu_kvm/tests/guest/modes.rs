@@ -146,15 +146,7 @@ fn cpuid_is_the_models() {
         a.out(i32::from(DONE), al).unwrap();
     });
     g.run_to_done();
-    let context = hypervisor::CpuidContext {
-        apic_id: 0,
-        cpus: 1,
-        osxsave: false,
-        apic_enabled: true,
-        xcr0: 1,
-        xss: 0,
-        tsc_khz: g.tsc_khz,
-    };
+    let context = hypervisor::CpuidContext::alone(g.tsc_khz);
     for (n, (leaf, subleaf)) in (0u64..).zip(leaves) {
         let at = DATA + 16 * n;
         let seen: [u32; 4] = std::array::from_fn(|i| g.ram.load::<u32>(at + 4 * i as u64));

@@ -26,6 +26,13 @@ pub struct CpuidContext {
     pub tsc_khz: u32,
 }
 
+impl CpuidContext {
+    /// A VM's only processor after power-up.
+    pub const fn alone(tsc_khz: u32) -> Self {
+        Self { apic_id: 0, cpus: 1, osxsave: false, apic_enabled: true, xcr0: 1, xss: 0, tsc_khz }
+    }
+}
+
 const VENDOR: [u32; 3] = [0x756E_6547, 0x4965_6E69, 0x6C65_746E];
 /// Family 6, model 0x9F, stepping 0: no processor's (see the header of `cpu_model`).
 const SIGNATURE: u32 = 0x0009_06F0;
