@@ -1,8 +1,9 @@
 //! The `soft` engine: runs a whole guest in software, on any host.
 //!
 //! - [`SoftHypervisor`] makes partitions; `engine.rs` is its face to the machine.
-//! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between.
-//! - `block.rs`: decoded code; `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it.
+//! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between; `single.rs`: one instruction by itself.
+//! - `block.rs`: decoded code; `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it;
+//!   `pieces.rs`: what of it crosses pages or is no RAM.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
 //! - `complete.rs`: single instructions for other engines.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
@@ -24,8 +25,10 @@ mod engine;
 pub mod hardware;
 mod mmu;
 mod msr;
+mod pieces;
 mod run;
 mod shared;
+mod single;
 mod stack_fault;
 mod state;
 mod tlb;
