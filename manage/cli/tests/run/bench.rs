@@ -157,3 +157,12 @@ pub fn counter() -> Vec<u8> {
     code.extend(kernel::power_off());
     code
 }
+
+/// A guest that greets and sleeps.
+pub fn halter() -> Vec<u8> {
+    vec![
+        0x66, 0xBA, 0xF8, 0x03, // mov dx, 3F8h
+        0xB0, b'>', 0xEE, // mov al, '>'; out dx, al
+        0xF4, 0xEB, 0xFD, // again: hlt; jmp again
+    ]
+}
