@@ -432,6 +432,12 @@ impl Vm {
         total.map(|t| Duration::from_millis(t * 10)).ok_or_else(|| io::Error::other("odd /proc/PID/stat"))
     }
 
+    /// Resident memory of the process apart from the guest's RAM, in KiB: of all mappings that are smaller.
+    pub fn own_memory_kib(&self, ram_mib: u32) -> io::Result<u64> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.child.id()))?;
+        Ok(resident_of_smaller(&maps, u64::from(ram_mib) * 1024))
+    }
+
     /// What the process said on standard error.
     pub fn messages(&self) -> String {
         String::from_utf8_lossy(&self.messages.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
@@ -481,6 +487,21 @@ impl Drop for Vm {
             let _ = self.child.wait();
         }
     }
+}
+
+/// KiB of /proc/PID/smaps in mappings below `kib`.
+fn resident_of_smaller(maps: &str, kib: u64) -> u64 {
+    let (mut smaller, mut sum) = (false, 0);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (name, value) = (words.next(), words.next().and_then(|value| value.parse::<u64>().ok()));
+        match (name, value) {
+            (Some("Size:"), Some(size)) => smaller = size < kib,
+            (Some("Rss:"), Some(resident)) if smaller => sum += resident,
+            _ => {}
+        }
+    }
+    sum
 }
 
 /// How long they may take.
@@ -561,6 +582,12 @@ mod tests {
         assert_eq!(good.status.code(), Some(7));
         let bad = run("stty raw");
         assert!(String::from_utf8_lossy(&bad.stdout).contains(TERMINAL_CHANGED));
+    }
+
+    #[test]
+    fn own_memory_is_without_the_guests() {
+        let maps = "1000-2000 rw-p\nSize:  4 kB\nRss:  3 kB\n2000-4000 rw-s\nSize: 8 kB\nRss: 8 kB\n5000-6000 r\nSize: 4 kB\nRss: 1 kB";
+        assert_eq!(resident_of_smaller(maps, 8), 4);
     }
 
     #[test]

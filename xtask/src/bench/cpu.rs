@@ -14,7 +14,8 @@ use guest_catalog::{Cache, Prepared};
 use guest_trials::{Boot, Vm, VmConfig, Vmm};
 use serde_json::json;
 
-use super::{PATIENCE, median};
+use super::goals::{self, Measured};
+use super::{PATIENCE, geomean, median, times};
 use crate::progress::Bars;
 use crate::{exec, setup, trials, workspace};
 
@@ -159,20 +160,16 @@ impl Row {
     fn median(&self, who: usize) -> Option<f64> {
         median(&self.nanoseconds[who])
     }
+    fn measured(&self) -> Measured<'_> {
+        let (faster, slower) = (self.ratio(TCG, BEDPLATE), self.ratio(BEDPLATE, NATIVE));
+        Measured { class: &self.class, name: &self.name, faster, slower }
+    }
     /// How many times as long `a` takes as `b`.
     fn ratio(&self, a: usize, b: usize) -> Option<f64> {
         Some(self.median(a)? / self.median(b)?)
     }
 }
 
-fn geomean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let logs: Vec<f64> = values.map(f64::ln).collect();
-    (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
-}
-
-fn times(ratio: Option<f64>) -> String {
-    ratio.map_or("–".into(), |r| if r < 10.0 { format!("{r:.2}×") } else { format!("{r:.0}×") })
-}
 fn time(nanoseconds: Option<f64>) -> String {
     match nanoseconds {
         None => "–".into(),
@@ -236,12 +233,13 @@ fn report(options: &CpuOptions, guest: &Prepared, folder: &Path, rows: &[Row]) -
     let path = folder.join("cpu.json");
     fs::write(&path, serde_json::to_string_pretty(&facts)?)?;
     println!(
-        "{} workloads, {} CPU, {} rounds interleaved, {}, commit {}\n\n{}\n{}\n{}",
+        "{} workloads, {} CPU, {} rounds interleaved, {}, commit {}\n\n{}\n{}\n{}\n{}",
         rows.len(),
         options.cpus,
         options.rounds,
         workspace::processor(),
         workspace::commit(),
+        goals::table(&rows.iter().map(Row::measured).collect::<Vec<_>>()),
         table_of_classes(rows),
         table_of_rows(rows),
         path.display()
@@ -279,6 +277,5 @@ mod tests {
         }
         assert_eq!((rows.len(), rows[0].ratio(1, 2), rows[0].sums.len()), (1, Some(5.0), 2));
         assert_eq!(rows[0].ratio(2, 0), None);
-        assert_eq!(geomean([2.0, 8.0].into_iter()).map(f64::round), Some(4.0));
     }
 }
