@@ -3,9 +3,10 @@
 //! Called by: `vcpu`, right behind VMRUN. What is needed of the state is read from the VMCB, and written there; the core's
 //! registers besides the general ones are old meanwhile. Whatever is not plain goes the long way.
 
-use crate::exit::{Exit, Port};
+use crate::exit;
 use crate::vmcb::{Vmcb, control, save};
-use alloc::vec::Vec;
+use cpu_hardware::at_once::{Answers, XSAVE_LEAF, access_port};
+use cpu_hardware::{Exit, Port};
 use cpu_soft::SoftCore;
 use x86_defs::control::{CR0_PE, CR0_PG, CR4_LA57, CR4_OSXSAVE, EFER_LMA};
 use x86_defs::flags;
@@ -20,37 +21,6 @@ const CPUID: u64 = 0xA20F;
 const CPUID_BYTES: u64 = 2;
 /// DR7: breakpoints enabled.
 const DR7_ENABLED: u64 = 0xFF;
-/// The leaf that depends on XCR0.
-const XSAVE_LEAF: u32 = 0xD;
-/// Answers that are remembered.
-const ANSWERS: usize = 4;
-
-/// What CPUID was asked: leaf, subleaf, CR4.OSXSAVE.
-type Question = (u32, u32, bool);
-
-/// Answers of CPUID, which hold until something else than these exits happens.
-#[derive(Default)]
-pub struct Answers(Vec<(Question, [u32; 4])>);
-
-impl Answers {
-    /// Something else may have happened.
-    pub fn forget(&mut self) {
-        self.0.clear();
-    }
-
-    fn get(&mut self, core: &mut SoftCore, question: Question) -> [u32; 4] {
-        if let Some((_, answer)) = self.0.iter().find(|(asked, _)| *asked == question) {
-            return *answer;
-        }
-        let answer = core.cpuid(question.0, question.1);
-        if self.0.len() == ANSWERS {
-            self.0.remove(0);
-        }
-        self.0.push((question, answer));
-        answer
-    }
-}
-
 /// Serves the exit that the VMCB tells, if it is one of these; otherwise nothing was done. `next_rip`: the processor
 /// tells where the next instruction is.
 pub fn serve(vmcb: &mut Vmcb, core: &mut SoftCore, answers: &mut Answers, next_rip: bool) -> Option<Exit> {
@@ -58,7 +28,7 @@ pub fn serve(vmcb: &mut Vmcb, core: &mut SoftCore, answers: &mut Answers, next_r
     if debugged || vmcb.get(control::EXIT_INT_INFO) & control::EVENT_VALID != 0 {
         return None;
     }
-    let exit = Exit::decode(
+    let exit = exit::decode(
         vmcb.get(control::EXIT_CODE),
         vmcb.get(control::EXIT_INFO_1),
         vmcb.get(control::EXIT_INFO_2),
@@ -78,18 +48,8 @@ pub fn serve(vmcb: &mut Vmcb, core: &mut SoftCore, answers: &mut Answers, next_r
 
 /// IN or OUT of one element; the next RIP.
 fn access(vmcb: &mut Vmcb, core: &mut SoftCore, port: &Port) -> u64 {
-    let value = vmcb.get(save::RAX);
-    if port.input {
-        let read = u64::from(core.port_in(port.number, port.bytes));
-        let rax = match port.bytes {
-            1 => value & !0xFF | read & 0xFF,
-            2 => value & !0xFFFF | read & 0xFFFF,
-            _ => read,
-        };
-        vmcb.set(save::RAX, rax);
-    } else {
-        core.port_out(port.number, port.bytes, value as u32);
-    }
+    let rax = access_port(core, port, vmcb.get(save::RAX));
+    vmcb.set(save::RAX, rax);
     port.next_rip
 }
 

@@ -1,32 +1,17 @@
 //! The engine's face to `cpu_soft`: what the hardware can do, and a partition's share of it.
 
-use crate::exit::NAMES;
-use crate::npt::Npt;
 use crate::permission::{IoMap, MsrMap};
 use crate::processor::Svm;
 use crate::vcpu::SvmVcpu;
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use cpu_hardware::identifiers::Identifiers;
+use cpu_hardware::nested::Format;
+use cpu_hardware::{Ground, GuestShare};
 use cpu_soft::hardware::{Hardware, HardwareEngine, HardwarePartition};
-use hypervisor::{Capabilities, EngineError, GuestRam, PartitionLayout};
-use sync::Mutex;
-
-/// What the engine needs of the ground that it stands on.
-pub trait Ground: Send + Sync {
-    /// Physical address of the hypervisor's own memory.
-    fn physical(&self) -> fn(usize) -> u64;
-    /// Rate of the processors' TSC.
-    fn tsc_khz(&self) -> u32;
-    /// Called before the guest is entered: an interrupt is to come at the latest `due_in` nanoseconds from now, or
-    /// whenever the ground wants its processor back. `false`: it wants it at once.
-    fn before_entry(&self, due_in: Option<u64>) -> bool;
-    /// Set by every interrupt that is to be seen before a guest is entered; cleared by `before_entry`.
-    fn interrupted(&self) -> &AtomicU32;
-}
+use hypervisor::{Capabilities, EngineError, PartitionLayout};
 
 /// See the module's header.
 pub struct SvmEngine {
@@ -43,38 +28,16 @@ pub struct EngineShared {
     pub io_map: Box<IoMap>,
     /// Few MSRs.
     pub msr_map: Box<MsrMap>,
-    /// Address-space identifiers in use.
-    asids: Mutex<Vec<bool>>,
+    /// Address-space identifiers.
+    pub asids: Identifiers,
 }
-
-/// Most identifiers that are kept account of.
-const MAX_ASIDS: u32 = 4096;
 
 impl SvmEngine {
     /// On processors where [`Svm::enable`] was called, or will be before a guest runs.
     pub fn new(svm: Svm, ground: Arc<dyn Ground>) -> Self {
-        let mut asids = alloc::vec![false; svm.asids.clamp(1, MAX_ASIDS) as usize];
-        // The hypervisor's own.
-        asids[0] = true;
+        let asids = Identifiers::new(svm.asids);
         let (io_map, msr_map) = (IoMap::closed(), MsrMap::of_guest());
-        Self { shared: Arc::new(EngineShared { svm, ground, io_map, msr_map, asids: Mutex::new(asids) }) }
-    }
-}
-
-impl EngineShared {
-    fn take_asid(&self) -> Result<u32, EngineError> {
-        let mut asids = self.asids.lock();
-        let free =
-            asids.iter().position(|used| !used).ok_or(EngineError::Exhausted("address-space identifiers"))?;
-        asids[free] = true;
-        Ok(free as u32)
-    }
-
-    /// Gives an identifier back.
-    pub fn free_asid(&self, asid: u32) {
-        if let Some(used) = self.asids.lock().get_mut(asid as usize) {
-            *used = false;
-        }
+        Self { shared: Arc::new(EngineShared { svm, ground, io_map, msr_map, asids }) }
     }
 }
 
@@ -82,7 +45,7 @@ impl HardwareEngine for SvmEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             name: "svm",
-            max_vcpus: self.shared.svm.asids.clamp(1, MAX_ASIDS) - 1,
+            max_vcpus: self.shared.asids.for_guests(),
             features: self.shared.svm.features(),
             tsc_scaling: true,
             tsc_khz: Some(self.shared.ground.tsc_khz()),
@@ -99,38 +62,14 @@ impl HardwareEngine for SvmEngine {
 pub struct PartitionShared {
     /// The engine's.
     pub engine: Arc<EngineShared>,
-    /// Guest RAM, which the tables name: dropped after them.
-    pub npt: Npt,
-    _ram: GuestRam,
-    /// How many there are.
-    pub vcpus: u32,
-    /// The guest's TSC runs at the processor's rate: an offset does, no exit.
-    pub native_tsc: bool,
-    /// Guest TSC minus the processor's, and the epoch of the guest's clock that this holds for.
-    pub tsc_base: Mutex<Option<(u64, u64)>>,
-    /// Exits by [`crate::exit::Exit::number`].
-    pub exits: [AtomicU64; NAMES.len()],
+    /// What is the same on any processor.
+    pub guest: GuestShare,
 }
 
 impl PartitionShared {
     fn new(engine: Arc<EngineShared>, layout: &PartitionLayout) -> Result<Self, EngineError> {
-        let physical = engine.ground.physical();
-        let mut npt = Npt::new(physical, engine.svm.huge_pages);
-        let base = physical(layout.ram.host_base().addr());
-        for region in layout.ram.regions() {
-            npt.map(region.gpa, base + region.offset, region.bytes)
-                .map_err(|error| EngineError::Host(error.to_string()))?;
-        }
-        let native_tsc = engine.ground.tsc_khz() == layout.tsc_khz && layout.clock.rate() == (1, 1);
-        Ok(Self {
-            engine,
-            npt,
-            _ram: layout.ram.clone(),
-            vcpus: layout.vcpus,
-            native_tsc,
-            tsc_base: Mutex::new(None),
-            exits: [const { AtomicU64::new(0) }; NAMES.len()],
-        })
+        let guest = GuestShare::new(&*engine.ground, layout, Format::Npt, engine.svm.huge_pages)?;
+        Ok(Self { engine, guest })
     }
 }
 
@@ -138,22 +77,20 @@ struct SvmPartition(Arc<PartitionShared>);
 
 impl HardwarePartition for SvmPartition {
     fn vcpu(&self, _: u32) -> Result<Box<dyn Hardware>, EngineError> {
-        let asid = self.0.engine.take_asid()?;
+        let asid = self.0.engine.asids.take()?;
         Ok(Box::new(SvmVcpu::new(self.0.clone(), asid)))
     }
 
     fn counts(&self) -> Vec<(String, u64)> {
-        let named = NAMES
-            .iter()
-            .zip(&self.0.exits)
-            .map(|(name, count)| (format!("exits: {name}"), count.load(Relaxed)));
-        named.filter(|(_, count)| *count > 0).collect()
+        self.0.guest.exits.named()
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use core::sync::atomic::AtomicU32;
+    use hypervisor::GuestRam;
 
     struct Nowhere(AtomicU32);
 
@@ -196,14 +133,5 @@ pub(crate) mod tests {
         assert!(matches!(partition.vcpu(2), Err(EngineError::Exhausted(_))));
         drop(vcpus);
         assert!(partition.vcpu(2).is_ok());
-    }
-
-    #[test]
-    fn the_tables_map_guest_ram() {
-        let layout = layout(1_000_000);
-        let shared = PartitionShared::new(engine().shared, &layout).unwrap();
-        let base = layout.ram.host_base().addr() as u64;
-        assert_eq!(shared.npt.lookup(0x5123).map(|found| found.0), Some(base + 0x5123));
-        assert_eq!(shared.npt.lookup(0x10_0000), None);
     }
 }

@@ -5,10 +5,12 @@
 //! [`SvmEngine`].
 //!
 //! - [`processor`]: whether this processor can, and switching it on.
-//! - [`vmcb`], [`registers`], [`extended`]: the guest's state, to and from `x86_emulate::Cpu`.
-//! - [`npt`], [`permission`]: what the guest reaches without an exit.
+//! - [`vmcb`], [`registers`]: the guest's state, to and from `x86_emulate::Cpu`.
+//! - [`permission`]: what the guest reaches without an exit, besides its RAM.
 //! - [`exit`]: what an exit means. `switch`: VMRUN and what must be around it. `vcpu`: the loop; `at_once`: exits that
 //!   are served without moving the guest's state.
+//!
+//! What other processors have as well is `cpu_hardware`'s.
 //!
 //! Unsafe code is in `processor` and `switch` alone.
 #![no_std]
@@ -20,8 +22,6 @@ extern crate std;
 mod at_once;
 pub mod engine;
 pub mod exit;
-pub mod extended;
-pub mod npt;
 pub mod permission;
 pub mod processor;
 pub mod registers;
@@ -29,5 +29,6 @@ mod switch;
 mod vcpu;
 pub mod vmcb;
 
-pub use engine::{Ground, SvmEngine};
+pub use cpu_hardware::Ground;
+pub use engine::SvmEngine;
 pub use processor::{Svm, Unavailable};

@@ -3,8 +3,7 @@
 use crate::vmcb::Vmcb;
 use alloc::boxed::Box;
 use core::arch::asm;
-use core::arch::x86_64::__cpuid_count;
-use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};
+use cpu_hardware::processor::{self, cpuid, read_msr, supported_xcr0, write_msr};
 use x86_defs::cpuid::{Feature, FeatureSet};
 use x86_defs::msr;
 
@@ -13,8 +12,6 @@ const VM_CR: u32 = 0xC001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xC001_0117;
 const EFER_SVME: u64 = 1 << 12;
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_OSFXSR: u64 = 1 << 9 | 1 << 10;
 
 /// Why guests cannot run here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,12 +45,6 @@ pub struct Svm {
     pub xcr0: u64,
 }
 
-fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-    // Harmless on any x86-64 processor.
-    let r = __cpuid_count(leaf, subleaf);
-    [r.eax, r.ebx, r.ecx, r.edx]
-}
-
 impl Svm {
     /// Looks. Only at privilege level 0, where MSRs can be read.
     pub fn detect() -> Result<Self, Unavailable> {
@@ -69,30 +60,19 @@ impl Svm {
         if features & 1 == 0 {
             return Err(Unavailable::NoNestedPaging);
         }
-        if cpuid(1, 0)[2] & 1 << 26 == 0 {
-            return Err(Unavailable::NoXsave);
-        }
-        let avx = if cpuid(1, 0)[2] & 1 << 28 != 0 { XCR0_AVX } else { 0 };
+        let xcr0 = supported_xcr0().ok_or(Unavailable::NoXsave)?;
         Ok(Self {
             asids,
             next_rip: features & 1 << 3 != 0,
             flush_by_asid: features & 1 << 6 != 0,
             huge_pages: cpuid(0x8000_0001, 0)[3] & 1 << 26 != 0,
-            xcr0: XCR0_X87 | XCR0_SSE | avx,
+            xcr0,
         })
     }
 
     /// Features that a guest can be given: those of the processor, and those that are the hypervisor's own work.
     pub fn features(&self) -> FeatureSet {
-        let mut set = FeatureSet::EMPTY;
-        for feature in Feature::ALL {
-            let (leaf, subleaf, register, bit) = feature.place();
-            if EMULATED.contains(feature) || cpuid(leaf, subleaf)[register as usize] & 1 << bit != 0 {
-                set.insert(*feature);
-            }
-        }
-        NOT_GIVEN.iter().for_each(|feature| set.remove(*feature));
-        set
+        processor::features(NOT_GIVEN)
     }
 
     /// Switches it on for the processor that runs this, and vector registers with it.
@@ -109,19 +89,7 @@ impl Svm {
             write_msr(msr::EFER, read_msr(msr::EFER) | EFER_SVME);
             write_msr(VM_HSAVE_PA, at);
             asm!("vmsave rax", in("rax") host_area(), options(nostack));
-            asm!(
-                "mov {t}, cr4",
-                "or {t}, {bits}",
-                "mov cr4, {t}",
-                "mov {t}, cr0",
-                "and {t}, -13", // no EM, no TS
-                "or {t}, 2", // MP
-                "mov cr0, {t}",
-                t = out(reg) _,
-                bits = const CR4_OSXSAVE | CR4_OSFXSR,
-                options(nostack)
-            );
-            crate::switch::set_xcr0(self.xcr0);
+            processor::enable_extended(self.xcr0);
         }
     }
 }
@@ -135,42 +103,5 @@ pub(crate) unsafe fn host_area() -> u64 {
     unsafe { read_msr(VM_HSAVE_PA) + size_of::<Vmcb>() as u64 }
 }
 
-/// What the hypervisor does itself, whatever the processor has.
-const EMULATED: &[Feature] = &[
-    Feature::Apic,
-    Feature::X2apic,
-    Feature::TscDeadline,
-    Feature::TscAdjust,
-    Feature::InvariantTsc,
-    Feature::Arat,
-    Feature::Mtrr,
-    Feature::Mce,
-    Feature::Mca,
-    Feature::Pat,
-    Feature::Hypervisor,
-    Feature::ArchCapabilities,
-    Feature::SpecCtrl,
-    Feature::BhiCtrl,
-    Feature::Ssbd,
-    Feature::Rdtscp,
-];
 /// Without an exit these show the processor, or need state that is not moved: TSC_AUX, XSS, INVPCID's and XSAVES' exits.
 const NOT_GIVEN: &[Feature] = &[Feature::Rdpid, Feature::Xsaves];
-
-/// # Safety
-/// The register exists.
-unsafe fn read_msr(number: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller vouches for the register.
-    unsafe { asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nostack)) };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// # Safety
-/// The register exists, takes the value, and what it changes is meant.
-unsafe fn write_msr(number: u32, value: u64) {
-    // SAFETY: the caller vouches for register and value.
-    unsafe {
-        asm!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
-    };
-}

@@ -1,7 +1,7 @@
 //! The guest's registers between `x86_emulate::Cpu` and the VMCB's state-save area.
 //!
 //! Called by: `vcpu`, around VMRUN. General registers besides RAX and RSP are moved by the switch itself, extended state
-//! by [`crate::extended`].
+//! by `cpu_hardware`.
 
 use crate::vmcb::{Vmcb, control, save};
 use x86_defs::control::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA};

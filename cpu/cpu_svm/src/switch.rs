@@ -1,15 +1,14 @@
-//! VMRUN and what must be around it: general registers, the state that VMRUN leaves to VMLOAD and VMSAVE, extended
-//! state.
+//! VMRUN and what must be around it: general registers, and the state that VMRUN leaves to VMLOAD and VMSAVE.
 //!
 //! Invariants: with the global interrupt flag clear, nothing of the host runs between the last look at what is wanted
 //! and the guest, so that no wish is missed: an interrupt that comes meanwhile exits the guest at once. The host's own
 //! code uses no vector registers; the interpreter's thunks do, and the guest's are parked before.
 
-use crate::extended::XsaveArea;
 use crate::processor::host_area;
 use crate::vmcb::Vmcb;
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::sync::atomic::AtomicU32;
+use cpu_hardware::Gate;
 
 // RDI: general registers by encoding number. RSI: physical address of the VMCB. RDX: that of the host's VMSAVE area.
 // RCX: a word with bits of which those in R8D keep the guest out; R9: another word, all of whose bits do.
@@ -89,16 +88,6 @@ unsafe extern "sysv64" {
     ) -> u32;
 }
 
-/// What keeps the guest out.
-pub struct Gate<'a> {
-    /// Bits of it that are in `mask`.
-    pub attention: &'a AtomicU32,
-    /// See there.
-    pub mask: u32,
-    /// Anything but zero.
-    pub interrupted: &'a AtomicU32,
-}
-
 /// Runs the guest up to an exit; `false`: the gate was shut.
 ///
 /// # Safety
@@ -112,69 +101,4 @@ pub unsafe fn enter(gpr: &mut [u64; 32], vmcb: &mut Vmcb, at: u64, gate: &Gate<'
         let host = host_area();
         bedplate_svm_enter(gpr.as_mut_ptr(), at, host, gate.attention, gate.mask, gate.interrupted) != 0
     }
-}
-
-/// XSETBV of XCR0.
-///
-/// # Safety
-/// CR4.OSXSAVE is set and the processor has the components.
-pub unsafe fn set_xcr0(value: u64) {
-    // SAFETY: the caller vouches for the value.
-    unsafe {
-        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
-    };
-}
-
-/// XGETBV of XCR0.
-pub fn xcr0() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: CR4.OSXSAVE is set since `Svm::enable`, before which no vCPU exists.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// Loads the extended state, then enables what the guest has enabled.
-///
-/// # Safety
-/// As [`set_xcr0`], for both; the area is well-formed. The vector registers are nobody's.
-pub unsafe fn load_extended(area: &XsaveArea, all: u64, guest: u64) {
-    // SAFETY: the caller vouches for both; the area is aligned and as long as its components need.
-    unsafe {
-        set_xcr0(all);
-        asm!("xrstor64 [{}]", in(reg) area, in("eax") all as u32, in("edx") 0, options(nostack));
-        if guest != all {
-            set_xcr0(guest);
-        }
-    }
-}
-
-/// Enables all again and stores the extended state.
-///
-/// # Safety
-/// As [`load_extended`].
-pub unsafe fn store_extended(area: &mut XsaveArea, all: u64) {
-    // SAFETY: as above.
-    unsafe {
-        set_xcr0(all);
-        asm!("xsave64 [{}]", in(reg) area, in("eax") all as u32, in("edx") 0, options(nostack));
-    }
-}
-
-/// DR0 to DR3, for a guest with breakpoints.
-///
-/// # Safety
-/// DR7 of the host has none enabled.
-pub unsafe fn set_breakpoints(addresses: [u64; 4]) {
-    let [a, b, c, d] = addresses;
-    // SAFETY: without an enable bit they have no effect on the host.
-    unsafe {
-        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", in(reg) a, in(reg) b, in(reg) c, in(reg) d,
-            options(nomem, nostack));
-    }
-}
-
-/// The processor's time-stamp counter.
-pub fn tsc() -> u64 {
-    // SAFETY: every x86-64 processor has it.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }

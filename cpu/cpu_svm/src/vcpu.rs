@@ -3,18 +3,20 @@
 //! Called by: `cpu_soft`'s run loop, with all state in the core. General registers and the VMCB's are back in the core
 //! after every exit; extended state stays in the processor until [`Hardware::park`].
 
-use crate::at_once::{self, Answers};
-use crate::engine::{Ground, PartitionShared};
-use crate::exit::Exit;
-use crate::extended::XsaveArea;
+use crate::at_once;
+use crate::engine::PartitionShared;
+use crate::exit;
+use crate::processor::host_area;
 use crate::registers;
-use crate::switch::{self, Gate};
+use crate::switch;
 use crate::vmcb::control::{intercept_1, intercept_2};
 use crate::vmcb::{Vmcb, control};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::Relaxed;
+use cpu_hardware::at_once::Answers;
+use cpu_hardware::extended::XsaveArea;
+use cpu_hardware::{Exit, Gate, Ground, processor};
 use cpu_soft::SoftCore;
 use cpu_soft::hardware::{Hardware, Left, WANTED};
 use x86_defs::Exception;
@@ -85,45 +87,29 @@ impl SvmVcpu {
         vmcb.switch(control::INTERCEPT_1, intercept_1::IRET, core.cpu.nmi_blocked);
         vmcb.set(control::EVENT_INJECTION, core::mem::take(&mut self.again));
         // SAFETY: SVM is on wherever a vCPU runs.
-        let here = unsafe { crate::processor::host_area() };
+        let here = unsafe { host_area() };
         let flush = stale || core::mem::take(&mut self.flush) || self.ran_at != here;
         self.ran_at = here;
         let how =
             if self.shared.engine.svm.flush_by_asid { control::FLUSH_GUEST } else { control::FLUSH_ALL };
         vmcb.set(control::TLB_CONTROL, if flush { how } else { 0 });
-        if self.shared.native_tsc && self.tsc_basis != Some(core.tsc_basis()) {
-            self.set_tsc_offset(core);
+        if self.shared.guest.tsc.native && self.tsc_basis != Some(core.tsc_basis()) {
+            self.tsc_basis = Some(core.tsc_basis());
+            vmcb.set(control::TSC_OFFSET, self.shared.guest.tsc.of(core));
         }
         if core.cpu.dr[7] & DR7_ENABLED != 0 {
             let [a, b, c, d, ..] = core.cpu.dr;
             // SAFETY: the host uses no breakpoints.
-            unsafe { switch::set_breakpoints([a, b, c, d]) };
+            unsafe { processor::set_breakpoints([a, b, c, d]) };
         }
         if !self.live {
             let all = self.shared.engine.svm.xcr0;
             self.area.set(&core.cpu.x, all & x86_defs::control::XCR0_AVX != 0);
             // SAFETY: `Svm::enable` switched all of `all` on; what the guest enables is checked against its CPU model,
             // which the engine's features bound. The host's code leaves vector registers alone.
-            unsafe { switch::load_extended(&self.area, all, core.cpu.xcr0 & all | 1) };
+            unsafe { processor::load_extended(&self.area, all, core.cpu.xcr0 & all | 1) };
             self.live = true;
         }
-    }
-
-    /// The guest's TSC is an offset away: one for all vCPUs as long as the guest's clock runs on, so that they agree.
-    fn set_tsc_offset(&mut self, core: &mut SoftCore) {
-        let basis = core.tsc_basis();
-        let (epoch, own) = basis;
-        let mut base = self.shared.tsc_base.lock();
-        let common = match *base {
-            Some((of, common)) if of == epoch => common,
-            _ => {
-                let common = common_offset(core).wrapping_sub(own);
-                *base = Some((epoch, common));
-                common
-            }
-        };
-        self.vmcb.set(control::TSC_OFFSET, common.wrapping_add(own));
-        self.tsc_basis = Some(basis);
     }
 
     /// Enters the guest, and again after exits that are served at once. Then its registers are back in the core.
@@ -153,7 +139,7 @@ impl SvmVcpu {
     }
 
     fn count(&self, exit: &Exit) {
-        self.shared.exits[exit.number()].fetch_add(1, Relaxed);
+        self.shared.guest.exits.count(exit);
     }
 
     /// Takes back what the guest left.
@@ -163,7 +149,8 @@ impl SvmVcpu {
             core.cpu.pdpte = core::array::from_fn(|n| core.load_physical(at + 8 * n as u64));
         }
         // QEMU's TCG does not intercept XSETBV.
-        core.cpu.xcr0 = switch::xcr0() & self.shared.engine.svm.xcr0;
+        // SAFETY: XSAVE is on since `Svm::enable`, before which no vCPU exists.
+        core.cpu.xcr0 = unsafe { processor::xcr0() } & self.shared.engine.svm.xcr0;
         let tpr = self.vmcb.get(control::V_TPR) & 15;
         if tpr != core.tpr() >> 4 {
             core.set_tpr(tpr << 4);
@@ -179,7 +166,7 @@ impl SvmVcpu {
             self.again = interrupted;
         }
         let (info_1, info_2) = (self.vmcb.get(control::EXIT_INFO_1), self.vmcb.get(control::EXIT_INFO_2));
-        let exit = Exit::decode(self.vmcb.get(control::EXIT_CODE), info_1, info_2);
+        let exit = exit::decode(self.vmcb.get(control::EXIT_CODE), info_1, info_2);
         self.count(&exit);
         exit
     }
@@ -211,31 +198,15 @@ impl SvmVcpu {
     }
 }
 
-/// The guest's TSC minus the processor's. Never too little: what the guest reads is not behind what it was told
-/// (kvmclock). Of several looks the one that was disturbed least.
-fn common_offset(core: &mut SoftCore) -> u64 {
-    const LOOKS: usize = 16;
-    let look = |core: &mut SoftCore| {
-        let before = switch::tsc();
-        let guest = core.tsc();
-        (switch::tsc().wrapping_sub(before), guest.wrapping_sub(before))
-    };
-    let mut best = look(core);
-    for _ in 1..LOOKS {
-        best = best.min(look(core));
-    }
-    best.1
-}
-
 /// What stays as it is from entry to entry.
 fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
     use intercept_1::*;
     let physical = shared.engine.ground.physical();
-    let tsc = |bits| if shared.native_tsc { 0 } else { bits };
+    let tsc = |bits| if shared.guest.tsc.native { 0 } else { bits };
     let first =
         INTR | NMI | SMI | INIT | tsc(RDTSC) | RDPMC | CPUID | RSM | INVD | HLT | INVLPGA | IOIO | MSR;
     // A vCPU that waits for another one gives up its turn; processors that count let it try for a while.
-    let spins = if shared.vcpus > 1 { PAUSE } else { 0 };
+    let spins = if shared.guest.vcpus > 1 { PAUSE } else { 0 };
     vmcb.set(control::INTERCEPT_1, first | spins | TASK_SWITCH | FERR_FREEZE | SHUTDOWN);
     vmcb.set(control::PAUSE_COUNT, PAUSES);
     vmcb.set(control::PAUSE_THRESHOLD, PAUSE_GAP);
@@ -249,7 +220,7 @@ fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
     vmcb.set(control::MSRPM_BASE, physical((&raw const *shared.engine.msr_map).addr()));
     vmcb.set(control::ASID, asid);
     vmcb.set(control::NESTED_PAGING, 1);
-    vmcb.set(control::NESTED_CR3, shared.npt.root());
+    vmcb.set(control::NESTED_CR3, shared.guest.tables.root());
 }
 
 impl Hardware for SvmVcpu {
@@ -273,7 +244,7 @@ impl Hardware for SvmVcpu {
     fn park(&mut self, core: &mut SoftCore) {
         if core::mem::take(&mut self.live) {
             // SAFETY: as for loading; what is in the registers is this guest's.
-            unsafe { switch::store_extended(&mut self.area, self.shared.engine.svm.xcr0) };
+            unsafe { processor::store_extended(&mut self.area, self.shared.engine.svm.xcr0) };
             core.cpu.x = self.area.state();
         }
     }
@@ -288,7 +259,7 @@ impl Hardware for SvmVcpu {
 
 impl Drop for SvmVcpu {
     fn drop(&mut self) {
-        self.shared.engine.free_asid(self.asid);
+        self.shared.engine.asids.give_back(self.asid);
     }
 }
 
@@ -311,7 +282,7 @@ mod tests {
         assert_ne!(first & intercept_1::RDTSC, 0, "another rate than the processor's");
         assert_ne!(vmcb.get(control::INTERCEPT_2) & intercept_2::VMRUN, 0, "VMRUN must be intercepted");
         assert_eq!((vmcb.get(control::ASID), vmcb.get(control::NESTED_PAGING)), (3, 1));
-        assert_eq!(vmcb.get(control::NESTED_CR3), vcpu.shared.npt.root());
+        assert_eq!(vmcb.get(control::NESTED_CR3), vcpu.shared.guest.tables.root());
         assert_eq!(vcpu.at, (&raw const *vcpu.vmcb).addr() as u64);
         assert_ne!(first & intercept_1::PAUSE, 0, "several vCPUs may share a processor");
         let same_rate = SvmVcpu::new(partition(2_000_000), 1);

@@ -23,8 +23,10 @@ const CPU_FOR_DEVICES: &[&str] = &["hypervisor", "apic"];
 
 /// Engines are named only where a process chooses one.
 const ENGINES: &[&str] = &["cpu_soft", "cpu_translate", "cpu_kvm", "cpu_svm", "cpu_vmx"];
-/// `cpu_kvm` completes with the interpreter what KVM cannot emulate (ADR 7); `cpu_svm` is hardware behind it (ADR 9).
-const MAY_NAME_ENGINES: &[&str] = &["vmm", "metal", "cpu_translate", "cpu_kvm", "cpu_svm"];
+/// `cpu_kvm` completes with the interpreter what KVM cannot emulate (ADR 7); `cpu_svm` and `cpu_vmx` are hardware
+/// behind it (ADR 9), and have `cpu_hardware` in common (ADR 19).
+const MAY_NAME_ENGINES: &[&str] =
+    &["vmm", "metal", "cpu_translate", "cpu_kvm", "cpu_hardware", "cpu_svm", "cpu_vmx"];
 
 /// Serialization, wires and runtimes stop at vmm.
 const WIRE: &[&str] = &["serde", "serde_json", "toml", "http", "hyper", "axum", "reqwest", "tokio", "utoipa"];

@@ -17,6 +17,7 @@ const UNSAFE_CRATES: &[&str] = &[
     "x86_host_ops",
     "cpu_translate",
     "cpu_kvm",
+    "cpu_hardware",
     "cpu_svm",
     "cpu_vmx",
     "host_io",

@@ -1,4 +1,5 @@
-//! Nested page tables (APM vol. 2, 15.25): guest-physical to host-physical, in the format of long mode.
+//! Second-level page tables: guest-physical to host-physical, in the format of long mode (APM vol. 2, 15.25) or of EPT
+//! (SDM vol. 3C, 29.3.2), whose levels, indices and addresses are the same.
 //!
 //! They map guest RAM and nothing else: the hypervisor's own memory and the devices' cannot be reached through them.
 //! Tables are kept by their physical address, so that nothing here dereferences one. The processor sets accessed and
@@ -14,8 +15,27 @@ const PAGE: u64 = 1 << 12;
 const fn reach(level: u32) -> u64 {
     PAGE << (9 * (level - 1))
 }
-/// Every access of a guest is a user access here.
+/// Every access of a guest is a user access here. In EPT the same bits are read, write and execute.
 const ACCESS: u64 = PTE_P | PTE_W | PTE_U;
+/// EPT, in an entry that maps: write-back, whatever the guest's PAT says.
+const WRITE_BACK: u64 = 6 << 3 | 1 << 6;
+
+/// Who reads the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// AMD's nested paging.
+    Npt,
+    /// Intel's EPT.
+    Ept,
+}
+
+impl Format {
+    /// Bits of an entry that maps, at a level.
+    fn leaf(self, level: u32) -> u64 {
+        let size = if level > 1 { PTE_PS } else { 0 };
+        ACCESS | size | if self == Self::Ept { WRITE_BACK } else { 0 }
+    }
+}
 
 /// A range that cannot be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,21 +46,22 @@ pub struct NotMappable(pub u64);
 struct Table([AtomicU64; 512]);
 
 /// See the module's header.
-pub struct Npt {
+pub struct NestedTables {
     root: u64,
     tables: BTreeMap<u64, Box<Table>>,
     physical: fn(usize) -> u64,
+    format: Format,
     /// Highest level whose entries may map: 3 with pages of 1 GiB, otherwise 2.
     largest: u32,
 }
 
-impl Npt {
+impl NestedTables {
     /// Maps nothing. `physical` gives the physical address of the hypervisor's own memory.
-    pub fn new(physical: fn(usize) -> u64, huge_pages: bool) -> Self {
-        let mut npt =
-            Self { root: 0, tables: BTreeMap::new(), physical, largest: if huge_pages { 3 } else { 2 } };
-        npt.root = npt.new_table();
-        npt
+    pub fn new(physical: fn(usize) -> u64, format: Format, huge_pages: bool) -> Self {
+        let largest = if huge_pages { 3 } else { 2 };
+        let mut new = Self { root: 0, tables: BTreeMap::new(), physical, format, largest };
+        new.root = new.new_table();
+        new
     }
 
     fn new_table(&mut self) -> u64 {
@@ -89,7 +110,7 @@ impl Npt {
             };
         }
         if let Some(slot) = self.slot(table, gpa, level) {
-            slot.store(hpa | ACCESS | if level > 1 { PTE_PS } else { 0 }, Relaxed);
+            slot.store(hpa | self.format.leaf(level), Relaxed);
         }
     }
 
@@ -110,7 +131,7 @@ impl Npt {
         None
     }
 
-    /// For `NESTED_CR3`.
+    /// Physical address of the first table.
     pub fn root(&self) -> u64 {
         self.root
     }
@@ -125,8 +146,28 @@ impl Npt {
 mod tests {
     use super::*;
 
-    fn npt(huge: bool) -> Npt {
-        Npt::new(|address| address as u64, huge)
+    fn npt(huge: bool) -> NestedTables {
+        NestedTables::new(|address| address as u64, Format::Npt, huge)
+    }
+
+    #[test]
+    fn entries_are_what_the_manuals_say() {
+        let entry = |format, gpa, level| {
+            let mut tables = NestedTables::new(|address| address as u64, format, true);
+            tables.map(0, 0x4000_0000, 0x6000_0000).unwrap();
+            let mut table = tables.root;
+            for step in (level + 1..=4).rev() {
+                let entry = tables.slot(table, gpa, step).unwrap().load(Relaxed);
+                assert_eq!(entry & !PTE_ADDR, 7, "tables are reached by every access");
+                table = entry & PTE_ADDR;
+            }
+            tables.slot(table, gpa, level).unwrap().load(Relaxed)
+        };
+        // SDM vol. 3C, tables 29-3 and 29-5: write-back in bits 5:3, PAT ignored in bit 6, a page in bit 7.
+        assert_eq!(entry(Format::Ept, 0, 3), 0x4000_0000 | 0x77 | 0x80);
+        assert_eq!(entry(Format::Ept, 0x4000_0000, 2), 0x8000_0000 | 0x77 | 0x80);
+        assert_eq!(entry(Format::Npt, 0, 3), 0x4000_0000 | 0x87);
+        assert_eq!(Format::Ept.leaf(1), 0x77);
     }
 
     #[test]
