@@ -328,6 +328,7 @@ impl SoftVcpu {
                     Exit::Fault(op) => Some(self.fault_at(&op)),
                     Exit::Branch => None,
                     Exit::Service => Some(Stop::Service),
+                    Exit::TripleFault => Some(Stop::TripleFault),
                 };
                 match stop {
                     Some(Stop::TripleFault) => return Stop::TripleFault,
@@ -442,30 +443,38 @@ impl SoftVcpu {
     /// An operation of a block faulted.
     fn fault_at(&mut self, op: &Op<SoftCore>) -> Stop {
         let core = &mut *self.core;
-        let ip = if core.cpu.exc.is_trap { op.next_ip(core) } else { op.ip(core) };
-        if core.cpu.exc.vector.is_none() {
-            // A store into the block's own page: that instruction once more, by itself.
-            core.cpu.gpr[RIP] = ip;
-            return self.run_single();
+        match core.deliver(op) {
+            Some(Outcome::TripleFault) => Stop::TripleFault,
+            Some(Outcome::Delivered | Outcome::Waits) => Stop::Service,
+            None => {
+                // A store into the block's own page: that instruction once more, by itself.
+                core.cpu.gpr[RIP] = op.ip(core);
+                self.run_single()
+            }
         }
-        self.deliver_fault(ip)
     }
 
     /// Delivers the exception in `cpu.exc`; RIP is `ip`.
     pub(crate) fn deliver_fault(&mut self, ip: u64) -> Stop {
-        let core = &mut *self.core;
-        core.cpu.gpr[RIP] = ip;
-        core.cpu.interrupt_shadow = false;
-        // The frame may go to the page of the block that is left.
-        core.block_page = NO_PAGE;
-        if core.cpu.exc.vector == Some(Exception::GeneralProtection) && core.cpu.exc.address != 0 {
-            core.refine_non_canonical();
-        }
-        let pending = core::mem::take(&mut core.cpu.exc);
-        match interrupts::deliver_exception(core, pending) {
+        match self.core.deliver_fault(ip) {
             Outcome::TripleFault => Stop::TripleFault,
             Outcome::Delivered | Outcome::Waits => Stop::Service,
         }
+    }
+}
+
+impl SoftCore {
+    /// Delivers the exception in `cpu.exc`; RIP is `ip`.
+    pub(crate) fn deliver_fault(&mut self, ip: u64) -> Outcome {
+        self.cpu.gpr[RIP] = ip;
+        self.cpu.interrupt_shadow = false;
+        // The frame may go to the page of the block that is left.
+        self.block_page = NO_PAGE;
+        if self.cpu.exc.vector == Some(Exception::GeneralProtection) && self.cpu.exc.address != 0 {
+            self.refine_non_canonical();
+        }
+        let pending = core::mem::take(&mut self.cpu.exc);
+        interrupts::deliver_exception(self, pending)
     }
 }
 

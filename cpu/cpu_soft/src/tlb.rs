@@ -254,7 +254,11 @@ impl Tlb {
                 self.drop_slot(index, slot);
             }
         }
-        (0..2).for_each(|user| self.drop_exec(user, slot));
+        for user in 0..2 {
+            if self.exec[user].page[slot] == linear & PAGE {
+                self.drop_exec(user, slot);
+            }
+        }
     }
 
     /// Takes the right to write without a look from every mapping of the RAM page at `host`.

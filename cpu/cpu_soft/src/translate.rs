@@ -13,6 +13,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use guest_memory::GuestRam;
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags;
+use x86_emulate::system::interrupts::Outcome;
 use x86_emulate::{ModeKey, Op};
 
 /// Translated instructions that take about as long as an interpreted one.
@@ -57,6 +58,8 @@ pub enum Exit {
     Fault(Op<SoftCore>),
     /// As [`x86_emulate::Step::Exit`].
     Service,
+    /// The processor is in shutdown.
+    TripleFault,
 }
 
 /// Data of emitted code that is no state of the guest's between blocks. Plain integers, at fixed places
@@ -96,14 +99,31 @@ pub mod layout {
     pub const SEG_BASE: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, seg_base);
     /// `Cpu::rflags`.
     pub const RFLAGS: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, rflags);
+    /// A segment register, a [`Segment`].
+    pub const fn segment(index: SegmentIndex) -> usize {
+        offset_of!(SoftCore, cpu) + offset_of!(Cpu, seg) + index as usize * size_of::<Segment>()
+    }
     /// Base of the GS segment register.
-    pub const GS: usize = offset_of!(SoftCore, cpu)
-        + offset_of!(Cpu, seg)
-        + SegmentIndex::Gs as usize * size_of::<Segment>()
-        + offset_of!(Segment, base);
+    pub const GS: usize = segment(SegmentIndex::Gs) + offset_of!(Segment, base);
+    const MSRS: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, msrs);
     /// The MSR that SWAPGS exchanges it with.
-    pub const KERNEL_GS: usize =
-        offset_of!(SoftCore, cpu) + offset_of!(Cpu, msrs) + offset_of!(Msrs, kernel_gs_base);
+    pub const KERNEL_GS: usize = MSRS + offset_of!(Msrs, kernel_gs_base);
+    /// Selectors of SYSCALL and SYSRET.
+    pub const STAR: usize = MSRS + offset_of!(Msrs, star);
+    /// Where SYSCALL leads.
+    pub const LSTAR: usize = MSRS + offset_of!(Msrs, lstar);
+    /// Flags that SYSCALL clears.
+    pub const SFMASK: usize = MSRS + offset_of!(Msrs, sfmask);
+    /// `Cpu::efer`.
+    pub const EFER: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, efer);
+    /// `Cpu::cr4`.
+    pub const CR4: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, cr4);
+    /// `Cpu::mode`.
+    pub const MODE: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, mode);
+    /// `Cpu::cpl`.
+    pub const CPL: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, cpl);
+    /// `Cpu::mmu_index`.
+    pub const MMU_INDEX: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, mmu_index);
     /// `Cpu::x`.
     pub const EXTENDED: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, x);
     /// `Hot::raw_flags`.
@@ -170,6 +190,14 @@ impl SoftCore {
     /// Identity of the mapping that `linear` executes by, as [`layout::exec_id`] names it.
     pub fn exec_id(&self, linear: u64) -> Option<u32> {
         Some(self.tlb.exec_id(self.cpu.cpl == 3, linear)).filter(|id| *id != 0)
+    }
+
+    /// Delivers the exception that `op` raised, as the run loop would, and moves RIP to the handler. `None`: it raised
+    /// none, but has to be run by itself.
+    pub fn deliver(&mut self, op: &Op<SoftCore>) -> Option<Outcome> {
+        self.cpu.exc.vector?;
+        let ip = if self.cpu.exc.is_trap { op.next_ip(self) } else { op.ip(self) };
+        Some(self.deliver_fault(ip))
     }
 
     /// Says that code of RAM page `page` runs: stores into it end the block first.

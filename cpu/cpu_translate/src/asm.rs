@@ -7,6 +7,7 @@
 #[allow(missing_docs)]
 pub mod reg {
     pub const RAX: u8 = 0;
+    pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
     pub const RBX: u8 = 3;
     pub const RSP: u8 = 4;

@@ -13,6 +13,7 @@ use cpu_soft::SoftCore;
 use cpu_soft::translate::Place;
 use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, decode};
 use x86_defs::Exception;
+use x86_defs::control::CR4_SMAP;
 use x86_defs::flags::STATUS;
 use x86_emulate::lower::{self, LowerContext};
 use x86_emulate::{Op, integer, vector, x87};
@@ -70,7 +71,7 @@ impl Item {
     /// Whether the superblock can go on behind it.
     pub fn goes_on(&self) -> bool {
         match self.plan {
-            Plan::Barrier | Plan::Indirect(_) => false,
+            Plan::Barrier | Plan::Indirect(_) | Plan::Syscall | Plan::Sysret => false,
             Plan::Jmp | Plan::Call64 | Plan::Ret(_) => self.follows.is_some(),
             _ => true,
         }
@@ -88,6 +89,15 @@ impl Item {
     }
 }
 
+/// What SYSCALL finds: code for another state of these goes by the handler.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemCalls {
+    /// Where it leads.
+    pub entry: u64,
+    /// CR4.SMAP.
+    pub smap: bool,
+}
+
 /// What a superblock is made of.
 pub struct Source {
     /// The instructions.
@@ -102,6 +112,8 @@ pub struct Source {
     pub page: Box<[u8; PAGE]>,
     /// What the groups of memory accesses check.
     pub groups: Vec<Range>,
+    /// What SYSCALL is translated for.
+    pub system_calls: SystemCalls,
 }
 
 /// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]. `None`: its first instruction does not fit the page, as may happen if somebody just
@@ -116,6 +128,8 @@ pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, key: u8) -
     });
     let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref());
     elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), key & CAREFUL != 0);
+    let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
+    source.system_calls = SystemCalls { entry, smap };
     // Nothing would count down in such a block.
     if source.items.is_empty() && source.closing.is_none() {
         return None;
@@ -179,8 +193,8 @@ pub fn read(
     if let Some(last) = items.last_mut().filter(|i| matches!(i.plan, Plan::Sti)) {
         last.plan = Plan::Barrier;
     }
-    let (live_end, groups) = (liveness::ALL, Vec::new());
-    let mut source = Source { items, end: at as u16, live_end, closing, page, groups };
+    let (live_end, groups, system_calls) = (liveness::ALL, Vec::new(), SystemCalls::default());
+    let mut source = Source { items, end: at as u16, live_end, closing, page, groups, system_calls };
     find_live(&mut source, engine);
     source
 }
@@ -197,7 +211,9 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
     let mut raw = [0; 15];
     raw[..bytes.len()].copy_from_slice(bytes);
     let sees_x87 = match plan {
-        Plan::Barrier => !pure || integer::lower::<SoftCore>(&insn, ctx).is_none(),
+        Plan::Barrier | Plan::Syscall | Plan::Sysret => {
+            !pure || integer::lower::<SoftCore>(&insn, ctx).is_none()
+        }
         _ => pure && integer::lower::<SoftCore>(&insn, ctx).is_none(),
     };
     let (live_after, live_target) = (liveness::ALL, liveness::ALL);
@@ -238,7 +254,7 @@ impl Path {
         let insn = &item.insn;
         let inside = |target: u64| Some(target).filter(|t| *t < PAGE as u64);
         match item.plan {
-            Plan::Barrier | Plan::Indirect(_) => None,
+            Plan::Barrier | Plan::Indirect(_) | Plan::Syscall | Plan::Sysret => None,
             Plan::Jmp => {
                 let target = inside(insn.near_branch_target())?;
                 if target == self.first {
@@ -339,7 +355,7 @@ fn find_live(source: &mut Source, engine: &Engine) {
             Plan::Jmp | Plan::Call64 if item.follows.is_some() => live,
             Plan::Jmp | Plan::Call64 => item.live_target,
             Plan::Call | Plan::Barrier | Plan::Ret(_) | Plan::Indirect(_) => liveness::ALL,
-            Plan::PushFlags => liveness::ALL,
+            Plan::PushFlags | Plan::Syscall | Plan::Sysret => liveness::ALL,
             _ => liveness::before(&item.insn, live),
         };
         item.live_before = live;

@@ -93,7 +93,7 @@ impl Tracker {
             Plan::SwapGs => self.gs += 1,
             Plan::Ret(more) => self.values[RSP] = self.plus(RSP, 8 + i64::from(more)),
             Plan::Pop(to) => {
-                self.values[RSP] = self.plus(RSP, 8);
+                self.values[RSP] = self.plus(RSP, 8); // POP RSP forgets it again
                 self.forget(to.into());
             }
             Plan::Leave => {

@@ -181,6 +181,27 @@ impl Engine {
         Some(self.contexts.len() as u8 - 1)
     }
 
+    /// The context that `context` becomes with another mode and MMU index, made if there is room.
+    pub fn sibling(&mut self, context: u8, mode: ModeKey, mmu_index: u8) -> Option<u8> {
+        let Context { masked, x87_masked, .. } = self.contexts[usize::from(context)];
+        let key = (mode, mmu_index, masked, x87_masked);
+        let known = self.contexts.iter().position(|c| (c.mode, c.mmu_index, c.masked, c.x87_masked) == key);
+        if known.is_none() {
+            if self.contexts.len() == MAX_CONTEXTS {
+                return None;
+            }
+            self.contexts.push(Context { mode, mmu_index, masked, x87_masked, table: empty_table() });
+        }
+        Some(known.unwrap_or(self.contexts.len() - 1) as u8)
+    }
+
+    /// Tells emitted code where the tables are.
+    fn show_tables(&self, core: &mut SoftCore) {
+        for (n, c) in self.contexts.iter().enumerate() {
+            core.hot.slots[slot::TABLES + n] = c.table.as_ptr() as u64;
+        }
+    }
+
     /// The translation at `place`, made if need be.
     fn translation(&mut self, core: &SoftCore, place: &Place, key: u8) -> Option<u32> {
         if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
@@ -258,6 +279,7 @@ impl Engine {
             // Not if all had to be dropped: emitted code waits for us.
             let known = self.by_place.contains_key(&(place.linear, place.at, key));
             let id = if known || !self.is_full() { self.translation(core, &place, key) } else { None };
+            self.show_tables(core);
             if let Some(id) = id {
                 return self.admit(id, core.claim_exec_id(linear));
             }
@@ -278,7 +300,8 @@ impl Engine {
     /// Makes exit `n` lead to the translation of its target, which is where `core` is.
     pub fn link(&mut self, n: usize, core: &mut SoftCore) {
         let Some(context) = self.context(core) else { return };
-        let Some(place) = core.known_place(self.exits[n].target) else { return };
+        // Data may have driven it out of the TLB: then, too, it is to be linked.
+        let Some(place) = core.refilled_place(self.exits[n].target) else { return };
         let key = if self.exits[n].careful { context | CAREFUL } else { context };
         if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
             let b = &self.blocks[*id as usize];
@@ -331,9 +354,7 @@ impl Translator for Engine {
         let id = self.translation(core, place, if careful { context | CAREFUL } else { context })?;
         let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);
-        for (n, c) in self.contexts.iter().enumerate() {
-            core.hot.slots[slot::TABLES + n] = c.table.as_ptr() as u64;
-        }
+        self.show_tables(core);
         core.hot.raw_flags = core.cpu.flags.bits();
         core.hot.countdown = runtime::SPAN;
         self.exit = Exit::Branch;

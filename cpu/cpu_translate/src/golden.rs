@@ -89,6 +89,15 @@ const SNIPPETS: &[Snippet] = &[
         a.nop()?;
         a.jmp(AWAY)
     }),
+    ("more of it", |a| {
+        a.cld()?;
+        a.bts(qword_ptr(rdi), rsi)?;
+        a.bt(dword_ptr(rdi), r11d)?;
+        a.lock().cmpxchg16b(xmmword_ptr(rbp))?;
+        a.prefetcht0(byte_ptr(rax))?;
+        a.pop(rsp)?;
+        a.sysretq()
+    }),
     ("indirect", |a| a.jmp(qword_ptr(rax + rcx * 8))),
     ("division", |a| {
         a.div(rcx)?;
@@ -117,15 +126,20 @@ const SNIPPETS: &[Snippet] = &[
     }),
 ];
 
+/// As `SNIPPETS`, at CPL 3.
+const OF_THE_USER: &[Snippet] = &[("a system call", |a| a.syscall())];
+
 /// What was emitted, in numbers.
-fn describe(name: &str, code: &[u8]) -> String {
+fn describe(name: &str, code: &[u8], cpl: u32) -> String {
     let ram = GuestRam::for_test(1 << 20);
     let features = FeatureSet::of(Feature::ALL);
     let mut engine = Engine::for_golden(&ram, features);
     let mut page = Box::new([0xF4; 4096]);
     let offset = AT as usize & 0xFFF;
     page[offset..offset + code.len()].copy_from_slice(code);
-    let mode = ModeKey(ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
+    let mode = ModeKey(
+        ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX | cpl << 3,
+    );
     let place = Place { linear: AT, at: offset as u64, mode };
     let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None);
     elide::find_groups(&mut source, AT & !0xFFF, false);
@@ -159,12 +173,12 @@ fn instructions(code: &[u8]) -> usize {
 
 #[test]
 fn emitted_code_is_as_written_down() {
-    let text: String = SNIPPETS
-        .iter()
-        .map(|(name, snippet)| {
+    let both = SNIPPETS.iter().map(|s| (s, 0)).chain(OF_THE_USER.iter().map(|s| (s, 3)));
+    let text: String = both
+        .map(|((name, snippet), cpl)| {
             let mut a = CodeAssembler::new(64).unwrap();
             snippet(&mut a).unwrap();
-            describe(name, &a.assemble(AT).unwrap())
+            describe(name, &a.assemble(AT).unwrap(), cpl)
         })
         .collect();
     if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {

@@ -57,6 +57,14 @@ pub enum Plan {
     Sti,
     /// SWAPGS at CPL 0.
     SwapGs,
+    /// CLD.
+    Cld,
+    /// SYSCALL at CPL 3.
+    Syscall,
+    /// SYSRET of 64-bit code at CPL 0.
+    Sysret,
+    /// BT, BTS, BTR or BTC of 4 or 8 bytes in memory by a register, which reaches beyond them.
+    BitString(Encoding),
     /// Conditional branch.
     Jcc(u8),
     /// Direct jump.
@@ -87,7 +95,9 @@ pub fn access(plan: &Plan, insn: &Instruction) -> Option<Access> {
     let compares = matches!(insn.mnemonic(), M::Cmp | M::Test | M::Bt);
     let write = in_memory && !compares || insn.mnemonic() == M::Xchg;
     Some(match plan {
-        Plan::Encode(e) if e.rm.is_none() => Access { size, write, align: 1 },
+        Plan::Encode(e) if e.rm.is_none() => {
+            Access { size, write, align: if insn.mnemonic() == M::Cmpxchg16b { 16 } else { 1 } }
+        }
         Plan::Vector(e) if e.rm.is_none() => {
             Access { size, write, align: crate::vector::alignment(insn, e.is_vex()) }
         }
@@ -132,6 +142,7 @@ pub fn plan(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -
     branch(insn)
         .or_else(|| stack(insn))
         .or_else(|| simple(insn))
+        .or_else(|| bit_string(insn, bytes))
         .or_else(|| arithmetic(insn, bytes, host.general))
         .or_else(|| unit(insn, bytes, ctx, host))
         .or_else(|| vector(insn, bytes, ctx, host.vector?))
@@ -147,7 +158,12 @@ pub fn system(insn: &Instruction, cpl: u8) -> Option<Plan> {
         K::Cli if cpl == 0 => Plan::Cli,
         K::Sti if cpl == 0 => Plan::Sti,
         K::Swapgs if cpl == 0 => Plan::SwapGs,
+        K::Cld => Plan::Cld,
+        K::Syscall if cpl == 3 => Plan::Syscall,
+        K::Sysretq if cpl == 0 => Plan::Sysret,
+        K::Mov_r64_cr | K::Mov_rm16_Sreg | K::Mov_r32m16_Sreg | K::Mov_r64m16_Sreg => Plan::Call,
         K::Rdtsc | K::Rdtscp | K::Rdpmc | K::Rdpid_r64 | K::Cpuid | K::Xgetbv | K::Rdmsr => Plan::Call,
+        _ if is_prefetch(insn) => Plan::Nop,
         _ if matches!(insn.mnemonic(), M::Rdrand | M::Rdseed | M::Rdfsbase | M::Rdgsbase) => Plan::Call,
         _ => return None,
     })
@@ -190,7 +206,7 @@ fn stack(insn: &Instruction) -> Option<Plan> {
             };
             Plan::PushImm(imm as i32)
         }
-        K::Pop_r64 if insn.op0_register() != Register::RSP => Plan::Pop(number(insn.op0_register())?),
+        K::Pop_r64 => Plan::Pop(number(insn.op0_register())?),
         K::Leaveq => Plan::Leave,
         K::Push_rm64 if insn.op0_kind() == OpKind::Memory && addressable(insn) => Plan::PushMemory,
         _ => return None,
@@ -201,7 +217,6 @@ fn simple(insn: &Instruction) -> Option<Plan> {
     use x86_decode::Code as K;
     Some(match insn.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 => Plan::Nop,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw => Plan::Nop,
         M::Div | M::Idiv if addressable(insn) => {
             let signed = insn.mnemonic() == M::Idiv;
             match insn.code() {
@@ -219,6 +234,20 @@ fn simple(insn: &Instruction) -> Option<Plan> {
         }
         _ => return None,
     })
+}
+
+/// Hints: no effect, no fault.
+fn is_prefetch(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw)
+}
+
+fn bit_string(insn: &Instruction, bytes: &[u8]) -> Option<Plan> {
+    let tests = matches!(insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc);
+    let far = insn.op0_kind() == OpKind::Memory && insn.op1_kind() == OpKind::Register;
+    if !tests || !far || insn.memory_size().size() < 4 || !addressable(insn) {
+        return None;
+    }
+    Encoding::parse(bytes).filter(|e| !e.has_repeat()).map(Plan::BitString)
 }
 
 /// Whether the memory operand, if there is one, has an address of 64 bits.
@@ -244,7 +273,7 @@ fn is_arithmetic(insn: &Instruction) -> bool {
         M::Andn | M::Bextr | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi | M::Pdep | M::Pext => true,
         M::Mulx | M::Rorx | M::Shlx | M::Sarx | M::Shrx | M::Adcx | M::Adox | M::Crc32 => true,
         M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Stc | M::Clc | M::Cmc => true,
-        M::Xchg | M::Cmpxchg | M::Xadd => true,
+        M::Xchg | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Xadd => true,
         // In memory a register's bit offset reaches beyond the operand.
         M::Bt | M::Bts | M::Btr | M::Btc => {
             insn.op0_kind() == OpKind::Register || insn.op1_kind() != OpKind::Register

@@ -9,6 +9,7 @@ use cpu_soft::translate::Exit;
 use x86_emulate::Step;
 use x86_emulate::cpu::RIP;
 use x86_emulate::flags::LazyFlags;
+use x86_emulate::system::interrupts::Outcome;
 
 /// Instructions between two looks whether somebody wants something.
 pub const SPAN: i64 = 8192;
@@ -55,9 +56,19 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
         Step::Next => core.cpu.gpr[RIP] = op.next_ip(core),
         Step::Branch => {}
         Step::Fault => {
-            engine.exit = Exit::Fault(*op);
-            core.hot.countdown -= done;
-            return engine.thunks.leave;
+            // What the unit remembers is of the segments of now.
+            x87::to_core(core, &engine.sites);
+            let exit = match core.deliver(op) {
+                Some(Outcome::Delivered) => None,
+                Some(Outcome::Waits) => Some(Exit::Service),
+                Some(Outcome::TripleFault) => Some(Exit::TripleFault),
+                None => Some(Exit::Fault(*op)),
+            };
+            if let Some(exit) = exit {
+                engine.exit = exit;
+                core.hot.countdown -= done;
+                return engine.thunks.leave;
+            }
         }
         Step::Exit => {
             engine.exit = Exit::Service;

@@ -19,4 +19,5 @@ mod single_step;
 mod smoke;
 mod smp;
 mod state;
+mod system_calls;
 mod timers;

@@ -74,7 +74,9 @@ impl Emitter<'_> {
     pub(super) fn pop(&mut self, item: &Item, guest: u8) {
         let (operand, jumps) = self.stack(item, STACK, 0, false, item.live_after);
         self.a.load(home(guest).unwrap_or(T0), operand);
-        self.a.lea(STACK, at(STACK, 8));
+        if home(guest) != Some(STACK) {
+            self.a.lea(STACK, at(STACK, 8));
+        }
         if home(guest).is_none() {
             self.a.store(memory_home(guest), T0);
         }
@@ -144,20 +146,20 @@ impl Emitter<'_> {
         self.a.lea(STACK, at(STACK, -8));
     }
 
-    /// The entry for the linear address in `T0`, to `T1`; the jump is taken if the table lacks it.
-    fn find(&mut self) -> Patch {
+    /// The entry for the linear address in `T0` in a context's table, to `T1`; the jump is taken if it lacks it.
+    pub(super) fn find(&mut self, context: u8) -> Patch {
         self.in_t1 = None;
         self.a.modrm(&[], false, false, &[0x8B], T1, Rm::Reg(T0)); // mov r11d, r10d
         self.a.and_imm32(T1, TABLE_ENTRIES as u32 - 1);
         self.a.shift(true, T1, 4);
-        let table = field(slot_at(slot::TABLES + usize::from(self.block.key & !CAREFUL)));
+        let table = field(slot_at(slot::TABLES + usize::from(context)));
         self.a.alu(0x03, T1, table); // add
         self.a.alu(0x3B, T0, at(T1, 0)); // cmp
         self.a.jcc_later(cc::NOT_EQUAL)
     }
 
     /// The jump is taken if `T0` is not `address`.
-    fn expect(&mut self, address: u64) -> Patch {
+    pub(super) fn expect(&mut self, address: u64) -> Patch {
         match i32::try_from(address as i64) {
             Ok(v) => self.a.cmp_imm(T0, v as u32),
             Err(_) => {
@@ -180,7 +182,7 @@ impl Emitter<'_> {
             self.in_host = false;
             return;
         }
-        jumps.push(self.find());
+        jumps.push(self.find(self.block.key & !CAREFUL));
         self.count();
         self.a.lea(STACK, at(STACK, 8 + i32::from(more)));
         self.a.indirect(false, at(T1, 8));
@@ -202,7 +204,7 @@ impl Emitter<'_> {
             }
             Vec::new()
         };
-        jumps.push(self.find());
+        jumps.push(self.find(self.block.key & !CAREFUL));
         self.in_host = false;
         if call {
             self.a.load(T1, at(T1, 8));

@@ -6,7 +6,7 @@ use crate::asm::{Mem, Rm, T0, T1};
 use crate::block::Item;
 use crate::encoding::Encoding;
 use crate::liveness::{self, ALL};
-use crate::plan::{self, number};
+use crate::plan::{self, Access, number};
 use x86_decode::{Instruction, Mnemonic as M, OpKind, Register};
 
 impl Emitter<'_> {
@@ -70,6 +70,29 @@ impl Emitter<'_> {
         let reload = self.in_host && item.live_after & ALL != 0;
         self.slow(item, jumps, reload);
         self.keeps_t1 = true;
+    }
+
+    pub(super) fn bit_string(&mut self, item: &Item, e: &Encoding) {
+        let insn = &item.insn;
+        let Some(register) = number(insn.op1_register()) else { return self.call(item) };
+        let (size, tests) = (insn.memory_size().size() as u32, insn.mnemonic() == M::Bt);
+        let access = Access { size, write: !tests, align: 1 };
+        let before = liveness::before(insn, item.live_after);
+        let (operand, jumps) = self.reach(Address::Bit(insn, register, size), access, None, before);
+        let (operand, scratch) = self.with_scratch(operand);
+        let from: Rm = home(register).map_or_else(|| memory_home(register).into(), Rm::Reg);
+        self.a.modrm(&[], false, false, &[0x8B], scratch, from); // mov
+        self.a.and_imm32(scratch, size * 8 - 1);
+        self.flags_in(item, false);
+        if tests {
+            self.a.modrm(&[], size == 8, false, &[0x8B], T0, operand.into()); // mov
+            e.emit(&mut self.a, scratch, 0, Rm::Reg(T0));
+        } else {
+            e.emit(&mut self.a, scratch, 0, operand.into());
+        }
+        self.flags_out(item);
+        let reload = self.in_host && item.live_after & ALL != 0;
+        self.slow(item, jumps, reload);
     }
 
     /// The operand in one register, and a scratch register that it does not take.

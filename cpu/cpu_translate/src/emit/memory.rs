@@ -26,6 +26,8 @@ pub enum Address<'a> {
     Operand(&'a Instruction),
     /// To a host register's address plus a displacement.
     Register(u8, i32),
+    /// To the word of that many bytes with the bit that a guest register numbers, from the memory operand on.
+    Bit(&'a Instruction, u8, u32),
 }
 
 impl Emitter<'_> {
@@ -79,6 +81,7 @@ impl Emitter<'_> {
         match address {
             Address::Operand(insn) => self.linear_address(insn, back),
             Address::Register(base, disp) => self.a.lea(T0, at(base, disp - back as i32)),
+            Address::Bit(insn, register, bytes) => self.bit_address(insn, register, bytes),
         }
         let array = layout::tlb(self.mmu_index);
         let entry = |offset: usize| Mem {
@@ -151,6 +154,17 @@ impl Emitter<'_> {
             _ => return,
         };
         self.a.alu(0x03, T0, field(layout::SEG_BASE + segment as usize * 8)); // add
+    }
+
+    /// The linear address of [`Address::Bit`], to `T0`.
+    fn bit_address(&mut self, insn: &Instruction, register: u8, bytes: u32) {
+        self.linear_address(insn, 0);
+        let (wide, log2) = (bytes == 8, bytes.trailing_zeros() as u8);
+        let from: Rm = home(register).map_or_else(|| memory_home(register).into(), Rm::Reg);
+        self.a.modrm(&[], true, false, if wide { &[0x8B] } else { &[0x63] }, T1, from); // mov, movsxd
+        self.a.modrm(&[], true, false, &[0xC1], 7, Rm::Reg(T1)); // sar
+        self.a.bytes(&[log2 + 3]);
+        self.a.lea(T0, Mem { base: T0, index: Some((T1, log2)), disp: 0, ram: false });
     }
 
     /// The operand's address in host registers (`T0` and `T1` may be loaded); `None` without base and index.

@@ -6,17 +6,18 @@
 //!
 //! - here: entries, exits, flags, the walk over the instructions. `memory.rs`: the inline TLB.
 //! - `integer.rs`: instructions on registers and memory; `divide.rs`: division. `branch.rs`: control flow and stack.
-//! - `system.rs`: the system's part, and instructions across pages. `x87.rs`: the x87 unit.
+//! - `system.rs`: the system's part, and instructions across pages. `system_calls.rs`: SYSCALL and SYSRET. `x87.rs`: the x87 unit.
 
 mod branch;
 mod divide;
 mod integer;
 mod memory;
 mod system;
+mod system_calls;
 mod x87;
 
 use crate::asm::{Asm, CONTEXT, Patch, T0, T1, cc, field, reg::*};
-use crate::block::{Item, Source};
+use crate::block::{Item, Source, SystemCalls};
 use crate::elide::Range;
 use crate::engine::{Block, Engine, ExitSite, Site};
 use crate::liveness::{self, Flags};
@@ -57,7 +58,7 @@ enum Stub {
     /// To the interpreter, for the instruction at `target`.
     Interpreted { jumps: Vec<Patch>, target: u64, done: u16 },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
-    Unlinked { expired: Patch, jump: Patch, target: u64, careful: bool },
+    Unlinked { expired: Patch, jump: Patch, target: u64, same_page: Option<u64>, careful: bool },
 }
 
 /// See the module's header.
@@ -78,6 +79,8 @@ pub struct Emitter<'a> {
     at: u64,
     /// See `Source::groups`.
     groups: Vec<Range>,
+    /// See `Source::system_calls`.
+    system_calls: SystemCalls,
     /// Bits of the groups whose check was emitted.
     checked: u32,
     /// The group whose place in guest RAM is in `T1`.
@@ -126,6 +129,7 @@ impl<'a> Emitter<'a> {
             done: 0,
             at: 0,
             groups: Vec::new(),
+            system_calls: SystemCalls::default(),
             checked: 0,
             in_t1: None,
             keeps_t1: false,
@@ -155,6 +159,7 @@ impl<'a> Emitter<'a> {
             self.need_x87();
         }
         self.groups.clone_from(&source.groups);
+        self.system_calls = source.system_calls;
         for item in &source.items {
             self.done += 1;
             self.at = u64::from(item.op.at);
@@ -202,6 +207,10 @@ impl<'a> Emitter<'a> {
             Plan::Cli => self.cli(item),
             Plan::Sti => self.sti(item),
             Plan::SwapGs => self.swap_gs(),
+            Plan::Cld => self.cld(item),
+            Plan::Syscall => self.syscall(item),
+            Plan::Sysret => self.sysret(item),
+            Plan::BitString(e) => self.bit_string(item, &e),
             Plan::Jcc(cc) => self.jcc(item, cc),
             Plan::Jmp => self.jmp(item),
             Plan::Call64 => self.call_direct(item),
@@ -309,13 +318,19 @@ impl<'a> Emitter<'a> {
 
     /// Goes to another block. What of the flags matters is in memory.
     fn exit_to(&mut self, target: u64) {
-        self.exit(target, false);
+        self.exit(target, self.same_page(target), false);
     }
-    fn exit(&mut self, target: u64, careful: bool) {
+    /// `same_page`: without a guard if it is in this RAM page.
+    fn exit(&mut self, target: u64, same_page: Option<u64>, careful: bool) {
         self.count();
         let expired = self.a.jcc_later(cc::SIGN);
         let jump = self.a.jmp_later();
-        self.stubs.push(Stub::Unlinked { expired, jump, target, careful });
+        self.stubs.push(Stub::Unlinked { expired, jump, target, same_page, careful });
+    }
+    /// The RAM page of the block if `target` is in the same page.
+    fn same_page(&self, target: u64) -> Option<u64> {
+        let same = (target ^ self.place.linear) & !0xFFF == 0;
+        same.then_some(self.place.at >> 12)
     }
 
     /// Takes the instructions up to this one off the countdown.
@@ -357,7 +372,7 @@ impl<'a> Emitter<'a> {
                 Stub::Careful { jumps, target, done } => {
                     jumps.into_iter().for_each(|p| self.a.bind(p));
                     self.done = done;
-                    self.exit(target, true);
+                    self.exit(target, self.same_page(target), true);
                 }
                 Stub::Interpreted { jumps, target, done } => {
                     jumps.into_iter().for_each(|p| self.a.bind(p));
@@ -366,11 +381,9 @@ impl<'a> Emitter<'a> {
                     self.a.mov_imm(T1, target);
                     self.a.jmp(self.engine.thunks.interpret);
                 }
-                Stub::Unlinked { expired, jump, target, careful } => {
+                Stub::Unlinked { expired, jump, target, same_page, careful } => {
                     self.a.bind(expired);
                     self.a.bind(jump);
-                    let same = (target ^ self.place.linear) & !0xFFF == 0;
-                    let same_page = same.then_some(self.place.at >> 12);
                     let site = self.block.guarded + jump.0 as u64;
                     self.engine.exits.push(ExitSite { jump: site, target, same_page, careful });
                     self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);

@@ -1,7 +1,7 @@
 //! Instructions of the system's that need no call, and instructions whose last bytes are in the next page.
 
 use super::{Emitter, Stub};
-use crate::asm::{Mem, Rm, T0, T1, at, cc, field};
+use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field};
 use crate::block::Item;
 use crate::liveness::ALL;
 use crate::thunks::{slot, slot_at};
@@ -56,15 +56,25 @@ impl Emitter<'_> {
         self.rflags(4, !flags::IF); // and
     }
 
+    pub(super) fn cld(&mut self, item: &Item) {
+        self.spill_if(item.live_before);
+        self.rflags(4, !flags::DF); // and
+    }
+
     /// While nobody wants anything the shadow behind it hides nothing, and blocks ask before they end only.
     pub(super) fn sti(&mut self, item: &Item) {
         self.spill_if(ALL);
+        let wanted = self.wanted();
+        self.rflags(1, flags::IF); // or
+        self.slow_barrier(item, vec![wanted]);
+    }
+
+    /// The jump is taken if somebody wants something. Changes flags and `T0`.
+    pub(super) fn wanted(&mut self) -> Patch {
         self.a.load(T0, field(slot_at(slot::ATTENTION)));
         self.a.modrm(&[], false, false, &[0x83], 7, at(T0, 0).into()); // cmp dword [T0], 0
         self.a.bytes(&[0]);
-        let wanted = self.a.jcc_later(cc::NOT_EQUAL);
-        self.rflags(1, flags::IF); // or
-        self.slow_barrier(item, vec![wanted]);
+        self.a.jcc_later(cc::NOT_EQUAL)
     }
 
     /// Arithmetic of RFLAGS (but for the arithmetic flags) with an immediate.
