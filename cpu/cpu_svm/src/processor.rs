@@ -48,12 +48,17 @@ pub struct Svm {
 impl Svm {
     /// Looks. Only at privilege level 0, where MSRs can be read.
     pub fn detect() -> Result<Self, Unavailable> {
+        // SAFETY: `judge` asks for it on a processor with SVM only, which has it.
+        Self::judge(cpuid, || unsafe { read_msr(VM_CR) })
+    }
+
+    /// What a processor is that answers so.
+    fn judge(cpuid: fn(u32, u32) -> [u32; 4], vm_cr: impl FnOnce() -> u64) -> Result<Self, Unavailable> {
         let extended = cpuid(0x8000_0000, 0)[0];
         if extended < 0x8000_000A || cpuid(0x8000_0001, 0)[2] & 1 << 2 == 0 {
             return Err(Unavailable::Absent);
         }
-        // SAFETY: a processor with SVM has it.
-        if unsafe { read_msr(VM_CR) } & VM_CR_SVMDIS != 0 {
+        if vm_cr() & VM_CR_SVMDIS != 0 {
             return Err(Unavailable::Locked);
         }
         let [_, asids, _, features] = cpuid(0x8000_000A, 0);
@@ -105,3 +110,33 @@ pub(crate) unsafe fn host_area() -> u64 {
 
 /// Without an exit these show the processor, or need state that is not moved: TSC_AUX, XSS, INVPCID's and XSAVES' exits.
 const NOT_GIVEN: &[Feature] = &[Feature::Rdpid, Feature::Xsaves];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor with all of it, but for `missing` at leaf, register and bit.
+    fn answers<const LEAF: u32, const REGISTER: usize, const BIT: u32>(leaf: u32, _: u32) -> [u32; 4] {
+        let mut all = match leaf {
+            0x8000_0000 => [0x8000_001F, 0, 0, 0],
+            0x8000_000A => [1, 16, 0, u32::MAX],
+            _ => [u32::MAX; 4],
+        };
+        if leaf == LEAF {
+            all[REGISTER] &= !(1 << BIT);
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let whole = Svm::judge(answers::<0, 0, 0>, || 0).unwrap();
+        assert_eq!((whole.asids, whole.next_rip), (16, true));
+        assert!(!Svm::judge(answers::<0x8000_000A, 3, 3>, || 0).unwrap().next_rip);
+        assert_eq!(Svm::judge(answers::<0, 0, 0>, || VM_CR_SVMDIS), Err(Unavailable::Locked));
+        let no_svm = Svm::judge(answers::<0x8000_0001, 2, 2>, || panic!("it has no such register"));
+        assert_eq!(no_svm, Err(Unavailable::Absent));
+        let no_paging = Svm::judge(answers::<0x8000_000A, 3, 0>, || 0);
+        assert_eq!(no_paging, Err(Unavailable::NoNestedPaging));
+    }
+}

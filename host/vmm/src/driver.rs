@@ -8,11 +8,10 @@
 use crate::bell::Bell;
 use crate::engine::{self, Engines};
 use crate::host::Host;
-use crate::panic_watch::PanicWatch;
 use crate::services::lock;
 use crate::vcpu_threads::VcpuThreads;
 use crate::wire::{OnPanic, OnReset};
-use machine::{AfterSave, HostServices, Machine, Origin, Request, RequestQueue, State, Verdict};
+use machine::{AfterSave, HostServices, Machine, Origin, PanicWatch, Request, RequestQueue, State, Verdict};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;

@@ -29,7 +29,6 @@ pub mod input_gate;
 pub mod kvm_verdict;
 pub mod launch;
 pub mod network;
-pub mod panic_watch;
 pub mod saved_file;
 pub mod serial;
 pub mod services;

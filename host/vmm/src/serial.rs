@@ -3,10 +3,9 @@
 //! Called by: [`crate::host`] when a machine is built; the UART for output; the console's thread for input.
 
 use crate::input_gate::InputGate;
-use crate::panic_watch::PanicWatch;
 use chipset::SerialOut;
 use host_io::serial::{ConsoleError, ConsolePort, ConsoleSink, ConsoleSpec, EscapeCommand};
-use machine::{Request, RequestQueue, SerialInput, Verdict};
+use machine::{PanicWatch, Request, RequestQueue, SerialInput, Verdict};
 use std::sync::Arc;
 
 /// Hears of the last words of a kernel that panicked.

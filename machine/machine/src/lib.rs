@@ -7,6 +7,7 @@
 //! - [`requests`]: the queue through which everybody asks.
 //! - [`saved_vm`]: the format of a saved VM.
 //! - `switch`: the partition at present; `doorbells`: notification registers that its engine takes; `moving`: how a running machine gets another one.
+//! - [`panic_watch`]: what a guest's kernel says last.
 //! - [`host`]: what a machine needs from the ground it stands on.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ mod io;
 pub mod lifecycle;
 mod machine;
 mod moving;
+pub mod panic_watch;
 pub mod requests;
 pub mod saved_vm;
 mod switch;
@@ -36,4 +38,5 @@ pub use host::{DeviceSlot, HostError, HostServices, SerialInput};
 pub use lifecycle::{AfterSave, Lifecycle, Origin, Refused, Request, State, Verdict};
 pub use machine::{KIND_SPEC, Machine, Next};
 pub use moving::MoveError;
+pub use panic_watch::PanicWatch;
 pub use requests::RequestQueue;

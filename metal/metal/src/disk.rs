@@ -5,10 +5,12 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use device::Waker;
 use guest_memory::DmaSpace;
+use sync::Mutex;
 use virtio::Buffer;
 use virtio_devices::{BlockBackend, BlockError, BlockInfo, BlockOp, BlockRequest, Busy, Completion};
 
@@ -25,6 +27,24 @@ pub trait Store: Send {
     fn write(&mut self, at: u64, from: &[u8]) -> Result<(), BlockError>;
     /// What was written before is durable afterwards.
     fn flush(&mut self) -> Result<(), BlockError>;
+}
+
+/// A store that outlives the device in front of it.
+pub type SharedStore = Arc<Mutex<Box<dyn Store>>>;
+
+impl Store for SharedStore {
+    fn info(&self) -> BlockInfo {
+        self.lock().info()
+    }
+    fn read(&mut self, at: u64, to: &mut [u8]) -> Result<(), BlockError> {
+        self.lock().read(at, to)
+    }
+    fn write(&mut self, at: u64, from: &[u8]) -> Result<(), BlockError> {
+        self.lock().write(at, from)
+    }
+    fn flush(&mut self) -> Result<(), BlockError> {
+        self.lock().flush()
+    }
 }
 
 /// See the module's header.

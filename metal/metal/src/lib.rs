@@ -8,7 +8,7 @@
 //! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
 //! - [`disk`], [`switch`]: what guests' disks and networks are connected to.
 //! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here;
-//!   [`monitor`]: what people ask them.
+//!   [`monitor`], [`line_editor`]: what people ask them.
 //! - [`log`], [`panic`]: the serial line and the last words on it.
 #![no_std]
 
@@ -22,6 +22,7 @@ pub mod bundle;
 pub mod disk;
 mod ground;
 pub mod heap;
+pub mod line_editor;
 #[macro_use]
 pub mod log;
 pub mod memory;

@@ -1,4 +1,4 @@
-//! The monitor on the serial line: what people type, as typed requests, and the line editor under it.
+//! The monitor on the serial line: what people type, as typed requests. Under it: [`crate::line_editor`].
 //!
 //! Called by: `ground`, which does what is asked. Nothing here touches a VM or the port.
 
@@ -16,16 +16,31 @@ pub enum Command {
     Pause(usize),
     /// It goes on.
     Resume(usize),
+    /// It starts, having ended.
+    Start(usize),
     /// It starts again.
     Reset(usize),
     /// It ends.
     Stop(usize),
     /// Its exits and its time.
     Statistics(usize),
+    /// Last lines of a VM; without one, the hypervisor's.
+    Log(Option<usize>),
     /// Memory of the machine.
     Memory,
+    /// The hypervisor breaks down.
+    Crash(Crash),
     /// These commands.
     Help,
+}
+
+/// In which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// A panic.
+    Panic,
+    /// The stack is full.
+    Stack,
 }
 
 /// For `help`.
@@ -36,8 +51,13 @@ pause N         let VM N stand still
 resume N        let it go on
 reset N         start it again
 stop N          end it
+start N         start it, once it has ended
 stats N         its exits and its time
+log             last lines of the hypervisor
+log N           last lines of VM N
 memory          memory of this machine
+crash panic     end the hypervisor, and see how it tells
+crash stack     the same by a stack that overflows
 help            this";
 
 /// The request in a line, `None` in an empty one. VMs are counted from 1 by people.
@@ -57,52 +77,19 @@ pub fn parse(line: &str, vms: usize) -> Result<Option<Command>, String> {
         Some("pause") => vm(Command::Pause),
         Some("resume") => vm(Command::Resume),
         Some("reset") => vm(Command::Reset),
+        Some("start") => vm(Command::Start),
+        Some("log") if words.len() == 1 => Ok(Some(Command::Log(None))),
+        Some("log") => vm(|number| Command::Log(Some(number))),
+        Some("crash") => match words[1..] {
+            ["panic"] => Ok(Some(Command::Crash(Crash::Panic))),
+            ["stack"] => Ok(Some(Command::Crash(Crash::Stack))),
+            _ => Err("say how: crash panic, or crash stack".to_string()),
+        },
         Some("stop") => vm(Command::Stop),
         Some("stats") => vm(Command::Statistics),
         Some("memory") => alone(Command::Memory),
         Some("help" | "?") => alone(Command::Help),
         Some(other) => Err(alloc::format!("there is no command `{other}`; try help")),
-    }
-}
-
-const MAX_LINE: usize = 128;
-
-/// A line that is being typed.
-#[derive(Debug, Default)]
-pub struct LineEditor {
-    line: String,
-}
-
-/// What a key did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// These bytes go to the screen.
-    Echo(Vec<u8>),
-    /// The line is finished.
-    Line(String),
-    /// Nothing.
-    Nothing,
-}
-
-impl LineEditor {
-    /// A key was typed.
-    pub fn key(&mut self, byte: u8) -> Key {
-        match byte {
-            b'\r' | b'\n' => Key::Line(core::mem::take(&mut self.line)),
-            // Backspace and Delete.
-            8 | 127 if self.line.pop().is_some() => Key::Echo(b"\x08 \x08".to_vec()),
-            // Ctrl-C and Ctrl-U: all of it.
-            3 | 21 => {
-                let erased = b"\x08 \x08".repeat(self.line.len());
-                self.line.clear();
-                Key::Echo(erased)
-            }
-            b' '..=b'~' if self.line.len() < MAX_LINE => {
-                self.line.push(char::from(byte));
-                Key::Echo(alloc::vec![byte])
-            }
-            _ => Key::Nothing,
-        }
     }
 }
 
@@ -119,23 +106,8 @@ mod tests {
             assert!(parse(wrong, 2).is_err(), "{wrong}");
         }
         for line in HELP.lines() {
-            let words: Vec<&str> = line.split("  ").next().unwrap().split(' ').collect();
-            let typed = if words.len() > 1 { alloc::format!("{} 1", words[0]) } else { words[0].to_string() };
+            let typed = line.split("  ").next().unwrap().replace('N', "1");
             assert!(parse(&typed, 1).is_ok(), "{typed}");
         }
-    }
-
-    #[test]
-    fn lines_are_edited() {
-        let mut editor = LineEditor::default();
-        let typed =
-            |editor: &mut LineEditor, bytes: &[u8]| bytes.iter().map(|b| editor.key(*b)).last().unwrap();
-        assert_eq!(typed(&mut editor, b"lisst\x7F\x08t\r"), Key::Line("list".into()));
-        assert_eq!(typed(&mut editor, b"abc\x15"), Key::Echo(b"\x08 \x08".repeat(3)));
-        assert_eq!(typed(&mut editor, b"help\n"), Key::Line("help".into()));
-        assert_eq!(editor.key(8), Key::Nothing);
-        assert_eq!(editor.key(0xC3), Key::Nothing);
-        (0..1000).for_each(|_| drop(editor.key(b'x')));
-        assert_eq!(editor.key(b'\r'), Key::Line("x".repeat(MAX_LINE)));
     }
 }

@@ -26,6 +26,8 @@ type Address = [u8; 6];
 
 #[derive(Default)]
 struct Port {
+    /// Somebody has the other end of its cable.
+    plugged: bool,
     waiting: VecDeque<Arc<[u8]>>,
     waker: Option<Waker>,
 }
@@ -38,10 +40,21 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// One more port; its number.
+    /// A port for a new cable; its number.
     fn add_port(&mut self) -> usize {
-        self.ports.push(Port::default());
-        self.ports.len() - 1
+        let free = self.ports.iter().position(|port| !port.plugged);
+        let number = free.unwrap_or_else(|| {
+            self.ports.push(Port::default());
+            self.ports.len() - 1
+        });
+        self.ports[number].plugged = true;
+        number
+    }
+
+    /// The cable is pulled.
+    fn remove_port(&mut self, number: usize) -> Port {
+        self.addresses.retain(|_, at| *at != number);
+        core::mem::take(&mut self.ports[number])
     }
 
     /// A frame came in at `from`.
@@ -59,7 +72,7 @@ impl Switch {
         let only = self.addresses.get(&to).copied().filter(|_| !is_group(&to));
         let frame: Arc<[u8]> = frame.into();
         for (number, port) in self.ports.iter_mut().enumerate() {
-            let wanted = number != from && only.is_none_or(|only| only == number);
+            let wanted = number != from && port.plugged && only.is_none_or(|only| only == number);
             if wanted && port.waiting.len() < MAX_WAITING {
                 port.waiting.push_back(frame.clone());
                 if let Some(waker) = &port.waker {
@@ -91,6 +104,14 @@ impl SwitchPort {
     /// Gives the switch a frame.
     pub fn give(&self, frame: &[u8]) {
         self.switch.lock().forward(self.number, frame);
+    }
+}
+
+impl Drop for SwitchPort {
+    fn drop(&mut self) {
+        // Its waker is dropped without the lock.
+        let port = self.switch.lock().remove_port(self.number);
+        drop(port);
     }
 }
 

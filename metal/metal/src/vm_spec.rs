@@ -15,6 +15,13 @@
 //! net = "switch"
 //! # Typing goes to hvc0 instead of ttyS0.
 //! console = "virtio"
+//! # A crash (triple fault, kernel panic) ends it, or: "restart".
+//! on_crash = "end"
+//! # It goes on from a saved VM: a file of the bundle, or what stands on a disk of the machine.
+//! restore = "bundle:web.saved"
+//! restore = "machine:1"
+//! # `save` of the monitor writes to this disk of the machine.
+//! save = "machine:1"
 //! ```
 //!
 //! Of TOML it takes what stands here: tables `[[vm]]`, numbers, strings in double quotes without escapes, comments;
@@ -36,6 +43,25 @@ pub enum DiskSource {
     /// A copy, in memory, of a file of the bundle.
     Ram(String),
     /// A disk of the machine, counted from 0.
+    Machine(usize),
+}
+
+/// What a crash of the guest does: a triple fault, a kernel's panic, an engine that cannot go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCrash {
+    /// The VM ends.
+    #[default]
+    End,
+    /// It starts again.
+    Restart,
+}
+
+/// Where a saved VM stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedSource {
+    /// A file of the bundle.
+    File(String),
+    /// The beginning of a disk of the machine, counted from 0.
     Machine(usize),
 }
 
@@ -62,6 +88,12 @@ pub struct VmSpec {
     pub net: bool,
     /// A virtio console, to which typing goes.
     pub virtio_console: bool,
+    /// What a crash does.
+    pub on_crash: OnCrash,
+    /// It goes on from here instead of booting.
+    pub restore: Option<SavedSource>,
+    /// Disk of the machine that it is saved to.
+    pub save_to: Option<usize>,
 }
 
 /// What is wrong, and in which line.
@@ -99,6 +131,9 @@ pub fn parse(text: &[u8]) -> Result<Vec<VmSpec>, VmSpecError> {
                 disks: Vec::new(),
                 net: false,
                 virtio_console: false,
+                on_crash: OnCrash::End,
+                restore: None,
+                save_to: None,
             });
             continue;
         }
@@ -108,9 +143,11 @@ pub fn parse(text: &[u8]) -> Result<Vec<VmSpec>, VmSpecError> {
         set(vm, key.trim(), value.trim()).map_err(|problem| at(number, problem))?;
     }
     let end = text.lines().count();
-    match vms.iter().find(|vm| vm.kernel.is_empty()) {
+    match vms.iter().find(|vm| vm.kernel.is_empty() && vm.restore.is_none()) {
         _ if vms.is_empty() => Err(at(end, "there is no [[vm]]")),
-        Some(vm) => Err(at(end, &alloc::format!("VM `{}` has no kernel", vm.name))),
+        Some(vm) => {
+            Err(at(end, &alloc::format!("VM `{}` needs a kernel, or a saved VM to go on from", vm.name)))
+        }
         None => Ok(vms),
     }
 }
@@ -141,18 +178,37 @@ fn set(vm: &mut VmSpec, key: &str, value: &str) -> Result<(), &'static str> {
             "virtio" => vm.virtio_console = true,
             _ => return Err("a console is \"serial\" or \"virtio\""),
         },
+        "on_crash" => match &*text()? {
+            "end" => vm.on_crash = OnCrash::End,
+            "restart" => vm.on_crash = OnCrash::Restart,
+            _ => return Err("a crash is to \"end\" a VM or to \"restart\" it"),
+        },
+        "restore" => vm.restore = Some(saved(&text()?)?),
+        "save" => match saved(&text()?)? {
+            SavedSource::Machine(number) => vm.save_to = Some(number),
+            SavedSource::File(_) => return Err("a VM is saved to \"machine:NUMBER\""),
+        },
         _ => return Err("there is no such key"),
     }
     Ok(())
 }
 
+fn saved(text: &str) -> Result<SavedSource, &'static str> {
+    match text.split_once(':') {
+        Some(("bundle", file)) => Ok(SavedSource::File(file.into())),
+        Some(("machine", number)) => machine_disk(number).map(SavedSource::Machine),
+        _ => Err("a saved VM is \"bundle:FILE\" or \"machine:NUMBER\""),
+    }
+}
+
+fn machine_disk(number: &str) -> Result<usize, &'static str> {
+    number.parse().map_err(|_| "a disk of the machine has a number, counted from 0")
+}
+
 fn disk(text: &str) -> Result<DiskSource, &'static str> {
     match text.split_once(':') {
         Some(("ram", file)) => Ok(DiskSource::Ram(file.into())),
-        Some(("machine", number)) => number
-            .parse()
-            .map(DiskSource::Machine)
-            .map_err(|_| "a disk of the machine has a number, counted from 0"),
+        Some(("machine", number)) => machine_disk(number).map(DiskSource::Machine),
         _ => Err("a disk is \"ram:FILE\" or \"machine:NUMBER\""),
     }
 }
@@ -187,10 +243,23 @@ mod tests {
     }
 
     #[test]
+    fn ends_and_saves_are_read() {
+        let text = b"[[vm]]\nrestore = \"bundle:s\"\non_crash = \"restart\"\nsave = \"machine:2\"\n[[vm]]\nrestore = \"machine:0\"\n";
+        let vms = parse(text).unwrap();
+        assert_eq!((vms[0].on_crash, vms[1].on_crash), (OnCrash::Restart, OnCrash::End));
+        assert_eq!(vms[0].restore, Some(SavedSource::File("s".into())));
+        assert_eq!((vms[0].save_to, &vms[1].restore), (Some(2), &Some(SavedSource::Machine(0))));
+        for wrong in ["save = \"bundle:s\"", "restore = \"s\"", "on_crash = \"go\""] {
+            let text = alloc::format!("[[vm]]\nkernel = \"k\"\n{wrong}\n");
+            assert_eq!(parse(text.as_bytes()).unwrap_err().line, 3, "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_line() {
         let error = |text: &str| parse(text.as_bytes()).unwrap_err();
         assert_eq!(error("").problem, "there is no [[vm]]");
-        assert_eq!(error("[[vm]]\n").problem, "VM `vm1` has no kernel");
+        assert_eq!(error("[[vm]]\n").problem, "VM `vm1` needs a kernel, or a saved VM to go on from");
         assert_eq!(error("kernel = \"k\"").problem, "a VM starts with [[vm]]");
         assert_eq!(error("[[vm]]\nkernel = k").line, 2);
         assert_eq!(error("[[vm]]\n\ncpus = -1").line, 3);

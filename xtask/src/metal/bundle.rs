@@ -11,8 +11,10 @@ use guest_catalog::cpio::CpioWriter;
 
 use crate::workspace;
 
-const KERNEL: &str = "vmlinuz";
-const INITRD: &str = "initrd.cpio";
+/// Name of a kernel in a bundle.
+pub const KERNEL: &str = "vmlinuz";
+/// Name of an initial RAM disk in a bundle.
+pub const INITRD: &str = "initrd.cpio";
 /// A disk image of zeroes.
 pub const BLANK: &str = "blank.img";
 
@@ -46,6 +48,9 @@ pub struct BundleOptions {
     #[arg(long)]
     pub output: Option<PathBuf>,
 }
+
+/// A file of a bundle: its name and what is in it.
+pub type NamedFile = (&'static str, Vec<u8>);
 
 /// Whether the guest is there; making it is `bedplate guest fetch`'s.
 pub fn is_ready(guest: &str) -> bool {
@@ -84,15 +89,22 @@ pub fn make(options: &BundleOptions) -> Result<PathBuf> {
             let _ = writeln!(spec, "{line}");
         });
     }
+    let (_, mut files) = guest_files(&options.guest)?;
+    if options.blank_mib > 0 {
+        files.push((BLANK, vec![0; options.blank_mib << 20]));
+    }
+    write(&spec, &files, options.output.as_deref())
+}
+
+/// Kernel and initrd of a guest of the catalogue, as [`KERNEL`] and [`INITRD`], and what its kernel wants to be told.
+pub fn guest_files(guest: &str) -> Result<(String, Vec<NamedFile>)> {
+    let guest = prepared(guest)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut files = vec![(KERNEL, read(&guest.kernel)?)];
     if let Some(initrd) = &guest.initrd {
         files.push((INITRD, read(initrd)?));
     }
-    if options.blank_mib > 0 {
-        files.push((BLANK, vec![0; options.blank_mib << 20]));
-    }
-    write(&spec, &files, options.output.as_deref())
+    Ok((guest.append.to_string(), files))
 }
 
 /// Writes a bundle of `spec` and what it names; where it is.

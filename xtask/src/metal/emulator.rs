@@ -2,9 +2,10 @@
 //! application. The serial log is read up to the end that the image itself makes, or to a timeout.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -122,18 +123,36 @@ impl Qemu {
 
     /// Boots; the serial log and how it ended.
     pub fn run(&self, seconds: u64) -> Result<(String, Ending)> {
+        self.talk(seconds, &[])
+    }
+
+    /// Boots, and types: the keys of each step once the log is as it waits for.
+    pub fn talk(&self, seconds: u64, steps: &[Step<'_>]) -> Result<(String, Ending)> {
         let mut command = self.command("stdio")?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run QEMU")?;
+        let mut keys = child.stdin.take().context("QEMU has no input")?;
         let mut output = child.stdout.take().context("QEMU has no output")?;
-        let reader = std::thread::spawn(move || {
-            let mut log = Vec::new();
-            // What was read so far is the log, however it ends.
-            let _ = output.read_to_end(&mut log);
-            String::from_utf8_lossy(&log).into_owned()
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let reader = std::thread::spawn({
+            let log = log.clone();
+            move || {
+                let mut piece = [0; 4096];
+                // What was read so far is the log, however it ends.
+                while let Ok(bytes @ 1..) = output.read(&mut piece) {
+                    lock(&log).extend_from_slice(&piece[..bytes]);
+                }
+            }
         });
         let deadline = Instant::now() + Duration::from_secs(seconds);
+        let mut steps = steps.iter().peekable();
         let ending = loop {
+            let due = |step: &&Step<'_>| (step.until)(&String::from_utf8_lossy(&lock(&log)));
+            if let Some(step) = steps.next_if(due) {
+                // One that has ended takes no keys; its log tells.
+                let _ = keys.write_all(step.keys.as_bytes()).and_then(|()| keys.flush());
+                continue;
+            }
             if let Some(status) = child.try_wait().context("cannot wait for QEMU")? {
                 break Ending::of(status);
             }
@@ -144,7 +163,25 @@ impl Qemu {
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        let log = reader.join().map_err(|_| anyhow::anyhow!("the log's reader ended early"))?;
-        Ok((log, ending))
+        reader.join().map_err(|_| anyhow::anyhow!("the log's reader ended early"))?;
+        let log = String::from_utf8_lossy(&lock(&log)).into_owned();
+        match steps.next() {
+            Some(step) => bail!("{} did not come ({ending:?}):\n{log}", step.what),
+            None => Ok((log, ending)),
+        }
     }
+}
+
+/// Something to type.
+pub struct Step<'a> {
+    /// What is waited for, for people.
+    pub what: &'a str,
+    /// Whether it has come, as the log tells.
+    pub until: &'a dyn Fn(&str) -> bool,
+    /// What is typed then.
+    pub keys: &'a str,
+}
+
+fn lock(log: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
 }

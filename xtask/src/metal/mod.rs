@@ -2,6 +2,7 @@
 
 mod bundle;
 mod emulator;
+mod isolation;
 mod rows;
 mod toolchain;
 

@@ -9,12 +9,12 @@ use guest_trials::{FileServer, Outcome, pattern, pattern_sum};
 
 use super::bundle::{self, BundleOptions};
 use super::emulator::{self, Boot, Ending, Qemu};
-use super::{build, build_efi, build_exit_bench};
+use super::{build, build_efi, build_exit_bench, isolation};
 use crate::summary::Summary;
 use crate::{exec, workspace};
 
 /// The guest of the boot rows.
-const GUEST: &str = "cloud";
+pub const GUEST: &str = "cloud";
 const ROUNDS: u32 = 4;
 const POOL_KIB: usize = 64;
 /// Disk and network move this much.
@@ -22,13 +22,13 @@ const KIB: usize = 512;
 /// The most that the hypervisor may take with two VMs, besides their RAM and disks.
 const OWN_MEMORY_KIB: u64 = 16 << 10;
 /// A boot takes this long (in seconds) only if it hangs: emulated virtualization on a busy machine is slow.
-const PATIENCE: u64 = 900;
+pub const PATIENCE: u64 = 900;
 
 /// A row: its name and what it does with the image and the UEFI application.
 type Row = (&'static str, fn(&Images) -> Result<Outcome>);
 
 /// What is booted.
-struct Images {
+pub struct Images {
     pvh: PathBuf,
     efi: PathBuf,
 }
@@ -44,13 +44,19 @@ const BOOTS: &[Row] = &[
 const UEFI_BOOTS: &[Row] =
     &[("metal: UEFI boot without a bundle, memory map on serial", |images| memory_map(images.uefi()))];
 /// Boots with a guest of our own.
-const OWN_GUESTS: &[Row] = &[("metal: what exits cost, in instructions", exit_costs)];
+const OWN_GUESTS: &[Row] = &[
+    ("metal: what exits cost, in instructions", exit_costs),
+    ("metal: the monitor, typed at", isolation::monitor),
+    ("metal: a panic of the hypervisor is told", isolation::panic),
+    ("metal: a stack that overflows is told", isolation::stack_overflow),
+];
 /// Boots with Linux.
 const GUESTS: &[Row] = &[
     ("metal: Linux boots, 1 vCPU", |images| linux(&images.pvh()?, 1)),
     ("metal: Linux boots, 2 vCPUs", |images| linux(&images.pvh()?, 2)),
     ("metal: two VMs, RAM disk, network between them", two_vms),
     ("metal: the machine's disk and network card", machine_devices),
+    ("metal: VMs that crash, spin and fault beside one that computes", isolation::beside_each_other),
 ];
 const UEFI_GUESTS: &[Row] =
     &[("metal: UEFI boot, Linux from the boot volume", |images| linux(&images.uefi()?, 1))];
@@ -91,7 +97,8 @@ pub fn test(summary: &mut Summary, only: Option<&str>) {
 }
 
 impl Images {
-    fn pvh(&self) -> Result<Qemu> {
+    /// The image in an emulator.
+    pub fn pvh(&self) -> Result<Qemu> {
         Qemu::new(Boot::Pvh(self.pvh.clone()))
     }
     fn uefi(&self) -> Result<Qemu> {
@@ -304,7 +311,7 @@ fn exit_costs(images: &Images) -> Result<Outcome> {
 }
 
 /// Whether all words are in the log, in this order.
-fn expect(log: &str, words: &[&str]) -> Result<()> {
+pub fn expect(log: &str, words: &[&str]) -> Result<()> {
     let mut rest = log;
     for word in words {
         let Some(at) = rest.find(word) else {

@@ -4,7 +4,7 @@
 //! Double faults, NMIs and machine checks have stacks of their own, so that an overflowing stack (whose guard page is
 //! not mapped) can still be told.
 
-use super::lapic;
+use super::{image, lapic};
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -144,7 +144,8 @@ extern "C" fn interrupt(frame: &Frame) {
         2 => {}
         vector => crate::panic::fault(
             format_args!(
-                "exception {vector}, error code {:#x}, at {:#x}, stack {:#x}, CR2 {:#x}",
+                "{}exception {vector}, error code {:#x}, at {:#x}, stack {:#x}, CR2 {:#x}",
+                if image::image().guard.contains(&cr2()) { "the stack is full: " } else { "" },
                 frame.error,
                 frame.rip,
                 frame.rsp,

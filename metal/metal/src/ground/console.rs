@@ -3,8 +3,9 @@
 //! One VM: its bytes pass as they are. Several: whole lines, each with its VM's name in front. What is typed goes to one
 //! of them, or to the monitor: Ctrl-A and a digit choose, 0 is the monitor.
 
+use super::processor::Processor;
 use crate::arch::serial;
-use crate::monitor::{Key, LineEditor};
+use crate::line_editor::{Key, LineEditor};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -13,7 +14,7 @@ use alloc::vec::Vec;
 use chipset::SerialOut;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use device::Waker;
-use machine::SerialInput;
+use machine::{PanicWatch, SerialInput};
 use sync::Mutex;
 use virtio_devices::ConsoleBackend;
 
@@ -32,11 +33,24 @@ pub fn name_lines() {
     NAMED.store(true, Relaxed);
 }
 
+/// Lines of a VM that are kept.
+const MAX_KEPT: usize = 64;
+
 /// A VM's end of the line.
 pub struct Port {
     name: String,
-    line: Mutex<Vec<u8>>,
+    lines: Mutex<Lines>,
     input: Mutex<Input>,
+    /// Of the serial port, and of the virtio console.
+    watches: [PanicWatch; 2],
+}
+
+/// What the VM said.
+#[derive(Default)]
+struct Lines {
+    /// The line that is not finished.
+    open: Vec<u8>,
+    kept: VecDeque<String>,
 }
 
 /// What was typed, and where it goes: to the virtio console if there is one.
@@ -50,7 +64,28 @@ struct Input {
 impl Port {
     /// Of the VM called `name`.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), line: Mutex::default(), input: Mutex::default() }
+        let watches = [PanicWatch::default(), PanicWatch::default()];
+        Self { name: name.into(), lines: Mutex::default(), input: Mutex::default(), watches }
+    }
+
+    /// What the guest's kernel said last, if it panicked and said its last words.
+    pub fn panic_ended(&self) -> Option<String> {
+        self.watches.iter().find_map(PanicWatch::ended)
+    }
+
+    /// The same, whether or not they were said.
+    pub fn panicked(&self) -> Option<String> {
+        self.watches.iter().find_map(PanicWatch::panicked)
+    }
+
+    /// The machine starts again.
+    pub fn forget_panic(&self) {
+        self.watches.iter().for_each(PanicWatch::forget);
+    }
+
+    /// Its last lines.
+    pub fn last_lines(&self) -> Vec<String> {
+        self.lines.lock().kept.iter().cloned().collect()
     }
 
     /// Connects the guest's serial port; one that is not `shown` goes nowhere.
@@ -66,25 +101,37 @@ impl Port {
         Box::new(ConsoleEnd(shown.then(|| this.clone())))
     }
 
-    fn write(&self, bytes: &[u8]) {
-        if !NAMED.load(Relaxed) {
-            return crate::log::raw(bytes);
+    /// The guest wrote this to its serial port (0) or its virtio console (1).
+    fn write(&self, stream: usize, bytes: &[u8]) {
+        if self.watches[stream].output(bytes) {
+            Processor::want_scheduler();
         }
-        let mut line = self.line.lock();
+        let named = NAMED.load(Relaxed);
+        if !named {
+            crate::log::raw(bytes);
+        }
+        let mut lines = self.lines.lock();
         for byte in bytes {
             match byte {
-                b'\n' => {
-                    crate::log!("[{}] {}", self.name, String::from_utf8_lossy(&line));
-                    line.clear();
-                }
+                b'\n' => self.end_line(&mut lines, named),
                 b'\r' => {}
-                _ => line.push(*byte),
+                _ => lines.open.push(*byte),
             }
-            if line.len() >= MAX_LINE {
-                crate::log!("[{}] {}", self.name, String::from_utf8_lossy(&line));
-                line.clear();
+            if lines.open.len() >= MAX_LINE {
+                self.end_line(&mut lines, named);
             }
         }
+    }
+
+    fn end_line(&self, lines: &mut Lines, named: bool) {
+        let line = String::from_utf8_lossy(&core::mem::take(&mut lines.open)).into_owned();
+        if named {
+            crate::log::passing(format_args!("[{}] {line}", self.name));
+        }
+        if lines.kept.len() == MAX_KEPT {
+            lines.kept.pop_front();
+        }
+        lines.kept.push_back(line);
     }
 
     /// Something was typed for it.
@@ -119,7 +166,7 @@ impl ConsoleBackend for ConsoleEnd {
     }
     fn write(&mut self, data: &[u8]) -> usize {
         if let Some(port) = &self.0 {
-            port.write(data);
+            port.write(1, data);
         }
         data.len()
     }
@@ -137,7 +184,7 @@ struct PortOut(Option<Arc<Port>>);
 impl SerialOut for PortOut {
     fn write(&mut self, bytes: &[u8]) -> usize {
         if let Some(port) = &self.0 {
-            port.write(bytes);
+            port.write(0, bytes);
         }
         bytes.len()
     }

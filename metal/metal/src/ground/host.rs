@@ -4,11 +4,11 @@
 //! from free memory, whole, and is the guest's alone; nothing else of memory ever reaches a guest.
 
 use super::console::Port;
-use super::devices::Devices;
+use super::devices::{Devices, MachineDisk};
 use super::processor::Processor;
 use crate::arch::pci::VirtioFunction;
 use crate::arch::{clock, clock::MachineTime};
-use crate::disk::{Disk, RamDisk, Store};
+use crate::disk::{Disk, RamDisk, SharedStore, Store};
 use crate::memory::FreeMemory;
 use crate::switch::{MTU, Switch, SwitchPort};
 use crate::vm_spec::DiskSource;
@@ -71,6 +71,12 @@ impl Resources {
             .ok_or_else(|| HostError("memory at address 0".into()))
     }
 
+    /// Disk `number` of the machine, for one VM.
+    pub fn machine_disk(&self, number: usize) -> Result<MachineDisk, HostError> {
+        let disk = self.devices.take_disk(number);
+        disk.ok_or_else(|| HostError(format!("the machine has no disk {number}, or it is another VM's")))
+    }
+
     /// A disk in memory that starts as a copy of `content`.
     fn ram_disk(&self, content: &[u8]) -> Result<RamDisk, HostError> {
         let bytes = content.len().next_multiple_of(SECTOR_BYTES as usize);
@@ -80,6 +86,15 @@ impl Resources {
         memory[..content.len()].copy_from_slice(content);
         Ok(RamDisk::new(memory))
     }
+}
+
+/// What a VM has for good, whatever machine is built on it: RAM, disks.
+#[derive(Default)]
+pub struct Holdings {
+    /// Start and length of the RAM.
+    ram: Mutex<Option<(u64, u64)>>,
+    /// By the name in the machine's spec.
+    disks: Mutex<BTreeMap<String, SharedStore>>,
 }
 
 /// A timer's deadline in guest time, and whose it is.
@@ -103,17 +118,17 @@ pub struct VmHost {
     /// By the name in the machine's spec.
     disks: BTreeMap<String, DiskSource>,
     port: Arc<Port>,
-    /// Start and length of the RAM.
-    ram: Mutex<Option<(u64, u64)>>,
+    holdings: Arc<Holdings>,
 }
 
 impl VmHost {
-    /// For one VM; `files` are what it may read, `disks` what it may have.
+    /// For one VM; `files` are what it may read, `disks` what it may have, `holdings` what it has already.
     pub fn new(
         resources: &Arc<Resources>,
         files: BTreeMap<String, &'static [u8]>,
         disks: BTreeMap<String, DiskSource>,
         port: Arc<Port>,
+        holdings: Arc<Holdings>,
     ) -> Self {
         Self {
             clock: GuestClock::new(Box::new(MachineTime)),
@@ -122,8 +137,28 @@ impl VmHost {
             files,
             disks,
             port,
-            ram: Mutex::new(None),
+            holdings,
         }
+    }
+
+    /// What holds disk `name`: the same as ever, or taken now.
+    fn store(&self, name: &str) -> Result<SharedStore, HostError> {
+        let mut disks = self.holdings.disks.lock();
+        if let Some(store) = disks.get(name) {
+            return Ok(store.clone());
+        }
+        let store: Box<dyn Store> = match self.disks.get(name) {
+            Some(DiskSource::Ram(file)) => {
+                let content = self.files.get(&super::vm::image_key(file));
+                let content = content.ok_or_else(|| HostError(format!("the bundle has no file `{file}`")))?;
+                Box::new(self.resources.ram_disk(content)?)
+            }
+            Some(DiskSource::Machine(number)) => Box::new(self.resources.machine_disk(*number)?),
+            None => return Err(HostError(format!("there is no disk `{name}`"))),
+        };
+        let store: SharedStore = Arc::new(Mutex::new(store));
+        disks.insert(name.into(), store.clone());
+        Ok(store)
     }
 
     /// Polls the devices that asked for it and those whose timers are due.
@@ -210,14 +245,24 @@ impl HostServices for VmHost {
     }
 
     fn allocate_ram(&self, spec: &RamSpec) -> Result<HostSpan, HostError> {
-        let base = self.resources.take(spec.bytes, LARGE_PAGE)?;
-        *self.ram.lock() = Some((base.as_ptr().addr() as u64, spec.bytes));
+        let mut held = self.holdings.ram.lock();
+        let base = match *held {
+            Some((at, bytes)) if bytes == spec.bytes => {
+                // SAFETY: whole words of RAM that were taken for this VM, whose last machine has ended (`Vm::start_again`).
+                unsafe { zero(at, bytes / 8) };
+                NonNull::new(core::ptr::with_exposed_provenance_mut(at as usize))
+                    .ok_or_else(|| HostError("memory at address 0".into()))?
+            }
+            Some(_) => return Err(HostError("the VM's RAM has another size than before".into())),
+            None => self.resources.take(spec.bytes, LARGE_PAGE)?,
+        };
+        *held = Some((base.expose_provenance().get() as u64, spec.bytes));
         // SAFETY: the range is RAM, mapped one to one, taken from free memory for good; nobody has references to it.
         Ok(unsafe { HostSpan::new(base, spec.bytes as usize, Box::new(())) })
     }
 
     fn clear_ram(&self) -> Result<(), HostError> {
-        if let Some((at, bytes)) = *self.ram.lock() {
+        if let Some((at, bytes)) = *self.holdings.ram.lock() {
             // SAFETY: the guest's RAM, whole words of it; nobody has references to it, and the guest does not run.
             unsafe { zero(at, bytes / 8) };
         }
@@ -225,7 +270,7 @@ impl HostServices for VmHost {
     }
 
     fn populated_ram(&self) -> Result<Vec<Range<u64>>, HostError> {
-        Ok(self.ram.lock().iter().map(|(_, bytes)| 0..*bytes).collect())
+        Ok(self.holdings.ram.lock().iter().map(|(_, bytes)| 0..*bytes).collect())
     }
 
     fn read_file(&self, file: &HostKey) -> Result<Vec<u8>, HostError> {
@@ -249,21 +294,7 @@ impl HostServices for VmHost {
     }
 
     fn open_disk(&self, disk: &HostKey) -> Result<Box<dyn BlockBackend>, HostError> {
-        let store: Box<dyn Store> = match self.disks.get(&disk.0) {
-            Some(DiskSource::Ram(file)) => {
-                let content = self.files.get(file);
-                let content = content.ok_or_else(|| HostError(format!("the bundle has no file `{file}`")))?;
-                Box::new(self.resources.ram_disk(content)?)
-            }
-            Some(DiskSource::Machine(number)) => {
-                let disk = self.resources.devices.take_disk(*number);
-                Box::new(disk.ok_or_else(|| {
-                    HostError(format!("the machine has no disk {number}, or it is another VM's"))
-                })?)
-            }
-            None => return Err(HostError(format!("there is no disk `{}`", disk.0))),
-        };
-        Ok(Box::new(Disk::new(store)))
+        Ok(Box::new(Disk::new(Box::new(self.store(&disk.0)?))))
     }
 
     fn open_net(&self, _: &HostKey) -> Result<(Box<dyn NetBackend>, u16), HostError> {

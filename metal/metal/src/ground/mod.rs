@@ -22,7 +22,7 @@ use cpu_soft::SoftHypervisor;
 use cpu_svm::{Svm, SvmEngine};
 use host::Resources;
 use processor::Processor;
-use vm::Vm;
+use vm::{Vm, Works};
 
 /// Runs the bundle's VMs; does not come back.
 pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> ! {
@@ -53,15 +53,16 @@ pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> !
     let specs = specs.unwrap_or_default();
     let engine = SoftHypervisor::on_hardware(Arc::new(SvmEngine::new(svm, Arc::new(Processor))));
     let resources = Arc::new(Resources::new(free, functions));
+    let works = Works { bundle, resources, engine };
     let mut vms = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
-        match Vm::build(index, spec, &bundle, &resources, &engine) {
+        match Vm::build(index, spec, &works) {
             Ok(vm) => vms.push(vm),
             Err(error) => crate::log!("VM `{}` cannot be built: {error}", spec.name),
         }
     }
-    crate::log!("memory left: {} MiB", resources.free_bytes() >> 20);
-    schedule::run(vms, &resources)
+    crate::log!("memory left: {} MiB", works.resources.free_bytes() >> 20);
+    schedule::run(&vms, &works)
 }
 
 fn refuse_text(error: &dyn core::fmt::Display) -> ! {

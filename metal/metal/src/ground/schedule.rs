@@ -1,12 +1,11 @@
 //! The loop of a processor: every vCPU in turn, for a slice of time; idle when none has anything to do.
 
 use super::console::{self, Keyboard};
-use super::host::Resources;
 use super::processor::Processor;
-use super::vm::Vm;
+use super::vm::{Vm, Works};
 use crate::arch::{self, clock, image};
 use crate::heap;
-use crate::monitor::{self, Command, HELP};
+use crate::monitor::{self, Command, Crash, HELP};
 use crate::turns::Turns;
 use alloc::vec::Vec;
 use machine::{Request, Verdict};
@@ -17,7 +16,7 @@ const SLICE_NS: u64 = 2_000_000;
 const LOOK_NS: u64 = 20_000_000;
 
 /// Runs until all VMs have ended.
-pub fn run(mut vms: Vec<Vm>, resources: &Resources) -> ! {
+pub fn run(vms: &[Vm], works: &Works) -> ! {
     Processor::initialize();
     if vms.len() > 1 {
         console::name_lines();
@@ -33,14 +32,14 @@ pub fn run(mut vms: Vec<Vm>, resources: &Resources) -> ! {
         let ports: Vec<_> = vms.iter().map(Vm::port).collect();
         if let Some(line) = keyboard.poll(&ports) {
             match monitor::parse(&line, vms.len()) {
-                Ok(Some(command)) => operate(&command, &mut vms, resources, &mut keyboard),
+                Ok(Some(command)) => operate(&command, vms, works, &mut keyboard),
                 Ok(None) => {}
                 Err(reason) => crate::log!("{reason}"),
             }
             keyboard.prompt();
         }
-        resources.devices.poll();
-        vms.iter_mut().for_each(Vm::serve);
+        works.resources.devices.poll();
+        vms.iter().for_each(Vm::serve);
         let now = clock::now_ns();
         let horizon = vms.iter().filter_map(|vm| vm.wakes_after(now)).min().unwrap_or(u64::MAX);
         let turn_ends = horizon.min(now.saturating_add(SLICE_NS));
@@ -61,16 +60,17 @@ fn show_own_memory() {
 }
 
 /// Does what the monitor was asked.
-fn operate(command: &Command, vms: &mut [Vm], resources: &Resources, keyboard: &mut Keyboard) {
+fn operate(command: &Command, vms: &[Vm], works: &Works, keyboard: &mut Keyboard) {
     let done = match command {
         Command::List => {
-            (1..).zip(&*vms).for_each(|(number, vm)| crate::log!("{number}  {}", vm.describe()));
+            (1..).zip(vms).for_each(|(number, vm)| crate::log!("{number}  {}", vm.describe()));
             Ok(())
         }
         Command::Console(vm) => {
             keyboard.type_to(*vm);
             Ok(())
         }
+        Command::Start(vm) => vms[*vm].start_again(works),
         Command::Pause(vm) => vms[*vm].ask(Request::Pause),
         Command::Resume(vm) => vms[*vm].ask(Request::Resume),
         Command::Reset(vm) => vms[*vm].ask(Request::Reset),
@@ -79,11 +79,16 @@ fn operate(command: &Command, vms: &mut [Vm], resources: &Resources, keyboard: &
             vms[*vm].show_statistics();
             Ok(())
         }
+        Command::Log(vm) => {
+            show_log(vm.map(|vm| &vms[vm]));
+            Ok(())
+        }
         Command::Memory => {
-            crate::log!("{} MiB are free", resources.free_bytes() >> 20);
+            crate::log!("{} MiB are free", works.resources.free_bytes() >> 20);
             show_own_memory();
             Ok(())
         }
+        Command::Crash(how) => crash(*how),
         Command::Help => {
             HELP.lines().for_each(|line| crate::log!("{line}"));
             Ok(())
@@ -92,4 +97,33 @@ fn operate(command: &Command, vms: &mut [Vm], resources: &Resources, keyboard: &
     if let Err(reason) = done {
         crate::log!("{reason}");
     }
+}
+
+/// The last lines of a VM, or of the hypervisor.
+fn show_log(vm: Option<&Vm>) {
+    let lines = match vm {
+        Some(vm) => vm.port().last_lines(),
+        None => crate::log::last_lines().lines().map(Into::into).collect(),
+    };
+    lines.iter().for_each(|line| crate::log::passing(format_args!("| {line}")));
+}
+
+/// The end of the hypervisor, on purpose: what it says then is looked at.
+fn crash(how: Crash) -> ! {
+    match how {
+        Crash::Panic => panic!("asked for at the monitor"),
+        Crash::Stack => {
+            let depth = overflow(1);
+            unreachable!("a stack that {depth} calls do not fill");
+        }
+    }
+}
+
+/// Calls itself until the stack is full.
+#[expect(unconditional_recursion, reason = "the guard page below the stack is what ends it")]
+fn overflow(depth: u64) -> u64 {
+    let mut room = [depth; 64];
+    // Read back behind the call, so that it stays one.
+    core::hint::black_box(&mut room);
+    overflow(depth + 1) + room[depth as usize % room.len()]
 }

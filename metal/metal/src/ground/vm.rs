@@ -1,69 +1,97 @@
 //! One VM: its machine, its ground, and where its vCPUs stand.
 
 use super::console::Port;
-use super::host::{Resources, VmHost};
+use super::host::{Holdings, Resources, VmHost};
+use super::processor::Processor;
 use crate::arch::clock;
 use crate::bundle::Bundle;
-use crate::vm_spec::{DiskSource, VmSpec};
+use crate::vm_spec::{DiskSource, OnCrash, VmSpec};
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use cpu_soft::SoftHypervisor;
 use guest_time::GuestNs;
-use hypervisor::Hypervisor;
-use machine::{BuildError, HostServices, Machine, Next, Parts, Request, RequestQueue, State};
+use machine::{BootError, HostServices, Machine, Next, Origin, Parts, Request, RequestQueue, State, Verdict};
 use machine_spec::{
     BlkSpec, BootSpec, ClockSpec, ConsoleSpec, CpuSpec, DeviceSpec, HostKey, Mac, MachineSpec, NetSpec,
     RamBacking, RamSpec, RngSpec, UartSpec, Uuid,
 };
+use sync::{Mutex, RwLock};
 
 /// Polls of devices that do not come to rest, before a machine is stopped or reset all the same.
 const MAX_QUIESCE: usize = 100_000;
+/// Shortest time between two starts of a VM: a reset costs time that is nobody's turn.
+const RESTART_GAP_NS: u64 = 1_000_000_000;
+
+/// What VMs are made of.
+pub struct Works {
+    /// What the loader brought.
+    pub bundle: Bundle<'static>,
+    /// Memory and devices of the machine.
+    pub resources: Arc<Resources>,
+    /// What runs guest code.
+    pub engine: SoftHypervisor,
+}
 
 /// See the module's header.
 pub struct Vm {
     /// What it is called.
     pub name: String,
+    index: usize,
+    spec: VmSpec,
+    port: Arc<Port>,
+    holdings: Arc<Holdings>,
+    /// What it runs on, until it is started again.
+    body: RwLock<Body>,
+}
+
+struct Body {
     machine: Machine,
     host: Arc<VmHost>,
     requests: Arc<RequestQueue>,
-    port: Arc<Port>,
-    /// What each vCPU does next.
-    next: Vec<Next>,
+    seats: Vec<Seat>,
+    /// In our time: it does not run before.
+    runs_from: AtomicU64,
+}
+
+/// A vCPU's place among those that want a processor.
+struct Seat {
+    /// What it does next.
+    next: Mutex<Next>,
+    /// It has a processor.
+    running: AtomicBool,
+}
+
+/// What came of a request.
+enum Done {
+    Yes,
+    /// Not that: this comes next.
+    Instead(Request),
 }
 
 impl Vm {
     /// Builds it as the bundle says and boots it; it runs from the next turn on.
-    pub fn build(
-        index: usize,
-        spec: &VmSpec,
-        bundle: &Bundle<'static>,
-        resources: &Arc<Resources>,
-        engine: &dyn Hypervisor,
-    ) -> Result<Self, BuildError> {
-        let mut files = BTreeMap::new();
-        let images = spec.disks.iter().filter_map(|disk| match disk {
-            DiskSource::Ram(file) => Some(file),
-            DiskSource::Machine(_) => None,
-        });
-        for name in [&spec.kernel, &spec.initrd].into_iter().chain(images) {
-            if let Some(bytes) = bundle.file(name) {
-                files.insert(name.clone(), bytes);
-            }
-        }
+    pub fn build(index: usize, spec: &VmSpec, works: &Works) -> Result<Self, String> {
         let port = Arc::new(Port::new(&spec.name));
-        let disks = (0..).map(disk_key).zip(spec.disks.iter().cloned()).collect();
-        let host = Arc::new(VmHost::new(resources, files, disks, port.clone()));
-        let requests = Arc::new(RequestQueue::new(super::processor::Processor::want_scheduler));
-        let parts = Parts { engine, host: &*host, requests: requests.clone() };
-        let machine = Machine::build(machine_of(index, spec), &parts)?;
-        machine.boot(&*host)?;
-        // Accepted: it was just built.
-        let _ = requests.ask(Request::Start);
-        let next = (0..machine.vcpu_count()).map(|_| Next::Run).collect();
-        Ok(Self { name: spec.name.clone(), machine, host, requests, port, next })
+        let holdings = Arc::new(Holdings::default());
+        let body = RwLock::new(Body::build(index, spec, works, &port, &holdings)?);
+        Ok(Self { name: spec.name.clone(), index, spec: spec.clone(), port, holdings, body })
+    }
+
+    /// Starts it anew, with its disks as they are; only once it has ended.
+    pub fn start_again(&self, works: &Works) -> Result<(), String> {
+        if !self.has_ended() {
+            return Err("it runs, or stands still: resume it, or stop it before".into());
+        }
+        self.port.forget_panic();
+        // Nobody has the old one any more: with it goes what it has of the processors.
+        let mut body = self.body.write();
+        *body = Body::build(self.index, &self.spec, works, &self.port, &self.holdings)?;
+        Ok(())
     }
 
     /// Its end of the console.
@@ -73,50 +101,181 @@ impl Vm {
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
-        self.requests.state() == State::Stopped
+        self.body.read().requests.state() == State::Stopped
     }
 
-    /// Does what it was asked, and what its devices wait for.
-    pub fn serve(&mut self) {
-        while let Some((_, request)) = self.requests.begin() {
-            let done = self.perform(&request);
+    /// Does what it was asked, and what its devices wait for. By one processor at a time.
+    pub fn serve(&self) {
+        let body = self.body.read();
+        if let Some(detail) = self.port.panic_ended() {
+            body.requests.guest_asks(Request::Stop(Verdict::Panicked { detail }));
+        }
+        while let Some((origin, request)) = body.requests.begin() {
+            let done = self.perform(&body, origin, &request);
             if let Err(reason) = &done {
                 crate::log!("VM `{}`: {reason}", self.name);
             }
-            self.requests.finish(done.is_ok());
-            if let Some(verdict) = self.requests.verdict() {
+            body.requests.finish(matches!(done, Ok(Done::Yes)));
+            if let Ok(Done::Instead(request)) = done {
+                // Refused only when it has ended.
+                let _ = body.requests.ask(request);
+            }
+            if let Some(verdict) = body.requests.verdict() {
                 crate::log!("VM `{}` has ended: {verdict:?}", self.name);
-                self.show_statistics();
+                body.show_statistics(&self.name);
             }
         }
         self.port.give();
-        self.host.serve();
+        body.host.serve();
     }
 
-    fn perform(&mut self, request: &Request) -> Result<(), String> {
+    fn perform(&self, body: &Body, origin: Origin, request: &Request) -> Result<Done, String> {
         match request {
-            Request::Start | Request::Resume => {
-                self.host.clock().resume();
-                self.machine.resume();
+            Request::Start | Request::Resume => body.go(),
+            Request::Pause => body.stand_still(),
+            Request::Stop(verdict) => {
+                body.stand_still();
+                if origin == Origin::Guest && is_crash(verdict) && self.spec.on_crash == OnCrash::Restart {
+                    crate::log!("VM `{}` has crashed: {verdict:?}", self.name);
+                    return Ok(Done::Instead(Request::Reset));
+                }
             }
-            Request::Pause => self.stand_still(),
-            Request::Stop(_) => self.stand_still(),
             Request::Reset => {
+                body.stand_still();
+                let panic = self.port.panicked().filter(|_| origin == Origin::Guest);
+                if let Some(detail) = panic
+                    && self.spec.on_crash == OnCrash::End
+                {
+                    return Ok(Done::Instead(Request::Stop(Verdict::Panicked { detail })));
+                }
                 crate::log!("VM `{}` resets", self.name);
-                self.stand_still();
-                self.machine.reset(&*self.host).map_err(|error| error.to_string())?;
-                self.next.fill(Next::Run);
-                self.host.clock().resume();
-                self.machine.resume();
+                self.port.forget_panic();
+                if let Err(error) = body.boot_again() {
+                    crate::log!("VM `{}` cannot boot again: {error}", self.name);
+                    let reason = error.to_string();
+                    return Ok(Done::Instead(Request::Stop(Verdict::Failed { reason })));
+                }
             }
             Request::Save { .. } | Request::Move { .. } | Request::Evade { .. } => {
                 return Err("saving and moving are not there yet on bare metal".into());
             }
         }
-        Ok(())
+        Ok(Done::Yes)
     }
 
-    /// No vCPU of it runs: this is the only processor.
+    /// Asks it for something.
+    pub fn ask(&self, request: Request) -> Result<(), String> {
+        self.body.read().requests.ask(request).map_err(|refused| refused.to_string())
+    }
+
+    /// In a line, for people.
+    pub fn describe(&self) -> String {
+        let body = self.body.read();
+        let spec = body.machine.spec();
+        let (state, cpus, mib) = (body.requests.state().name(), spec.cpus.count, spec.ram.bytes >> 20);
+        let ran = body.machine.statistics().busy_ns / 1_000_000;
+        format!("{}: {state}, {cpus} vCPUs, {mib} MiB, ran for {ran} ms", self.name)
+    }
+
+    /// Tells its exits and its time.
+    pub fn show_statistics(&self) {
+        self.body.read().show_statistics(&self.name);
+    }
+
+    /// Number of its vCPUs.
+    pub fn vcpu_count(&self) -> u32 {
+        self.body.read().machine.vcpu_count()
+    }
+
+    /// Gives vCPU `id` a turn up to `turn_ends`, in our time, if it has something to do; whether it had.
+    pub fn run(&self, id: u32, turn_ends: u64) -> bool {
+        let body = self.body.read();
+        let Some(seat) = body.seats.get(id as usize) else { return false };
+        if seat.running.swap(true, SeqCst) {
+            return false;
+        }
+        // In this order: who lets it stand still asks first, and looks at the seats then.
+        let may = body.requests.is_idle() && body.requests.state() == State::Running;
+        let runs = may && clock::now_ns() >= body.runs_from.load(Relaxed) && body.is_due(id, seat);
+        if runs {
+            Processor::grant_until(turn_ends);
+            let next = body.machine.run_vcpu(id);
+            *seat.next.lock() = next;
+        }
+        seat.running.store(false, SeqCst);
+        runs
+    }
+
+    /// When the next timer of its devices or of a vCPU that waits is due, later than `now`, in our time.
+    pub fn wakes_after(&self, now: u64) -> Option<u64> {
+        let body = self.body.read();
+        if body.requests.state() != State::Running {
+            return None;
+        }
+        let clock = body.host.clock();
+        let in_our_time = |at: GuestNs| Some(now.saturating_add(clock.host_ns_until(at)?));
+        let vcpus = body.seats.iter().filter_map(|seat| match *seat.next.lock() {
+            Next::Run => None,
+            Next::Wait(at) => in_our_time(at?),
+        });
+        let start = Some(body.runs_from.load(Relaxed));
+        vcpus.chain(body.host.next_timer()).chain(start).filter(|at| *at > now).min()
+    }
+}
+
+/// Whether the guest, or what it runs on, broke down.
+fn is_crash(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::TripleFault { .. } | Verdict::Panicked { .. } | Verdict::Failed { .. })
+}
+
+impl Body {
+    fn build(
+        index: usize,
+        spec: &VmSpec,
+        works: &Works,
+        port: &Arc<Port>,
+        holdings: &Arc<Holdings>,
+    ) -> Result<Self, String> {
+        let mut files = BTreeMap::new();
+        let boot = [(KERNEL, &spec.kernel), (INITRD, &spec.initrd)];
+        let boot =
+            boot.into_iter().filter(|(_, name)| !name.is_empty()).map(|(key, name)| (key.into(), name));
+        let images = spec.disks.iter().filter_map(|disk| match disk {
+            DiskSource::Ram(name) => Some((image_key(name), name)),
+            DiskSource::Machine(_) => None,
+        });
+        for (key, name) in boot.chain(images) {
+            let bytes = works.bundle.file(name);
+            files.insert(key, bytes.ok_or_else(|| format!("the bundle has no file `{name}`"))?);
+        }
+        let disks = (0..).map(disk_key).zip(spec.disks.iter().cloned()).collect();
+        let host = VmHost::new(&works.resources, files, disks, port.clone(), holdings.clone());
+        let host = Arc::new(host);
+        let requests = Arc::new(RequestQueue::new(Processor::want_scheduler));
+        let parts = Parts { engine: &works.engine, host: &*host, requests: requests.clone() };
+        let machine = Machine::build(machine_of(index, spec), &parts).map_err(|error| error.to_string())?;
+        machine.boot(&*host).map_err(|error| error.to_string())?;
+        // Accepted: it was just built.
+        let _ = requests.ask(Request::Start);
+        let seat = |_| Seat { next: Mutex::new(Next::Run), running: AtomicBool::new(false) };
+        let seats = (0..machine.vcpu_count()).map(seat).collect();
+        Ok(Self { machine, host, requests, seats, runs_from: AtomicU64::new(0) })
+    }
+
+    fn is_due(&self, id: u32, seat: &Seat) -> bool {
+        let woken = self.host.take_woken(id);
+        match *seat.next.lock() {
+            Next::Run => true,
+            Next::Wait(at) => woken || at.is_some_and(|at| self.host.clock().now() >= at),
+        }
+    }
+
+    fn go(&self) {
+        self.host.clock().resume();
+        self.machine.resume();
+    }
+
+    /// No vCPU of it runs, no device works, its time stands still.
     fn stand_still(&self) {
         for _ in 0..MAX_QUIESCE {
             if self.machine.quiesce().is_ready() {
@@ -127,61 +286,25 @@ impl Vm {
         self.host.clock().pause();
     }
 
-    /// Asks it for something.
-    pub fn ask(&self, request: Request) -> Result<(), String> {
-        self.requests.ask(request).map_err(|refused| refused.to_string())
+    fn boot_again(&self) -> Result<(), BootError> {
+        self.machine.reset(&*self.host)?;
+        self.seats.iter().for_each(|seat| *seat.next.lock() = Next::Run);
+        let earliest = self.runs_from.load(Relaxed).saturating_add(RESTART_GAP_NS);
+        self.runs_from.store(earliest.max(clock::now_ns()), Relaxed);
+        self.go();
+        Ok(())
     }
 
-    /// In a line, for people.
-    pub fn describe(&self) -> String {
-        let spec = self.machine.spec();
-        let (state, cpus, mib) = (self.requests.state().name(), spec.cpus.count, spec.ram.bytes >> 20);
-        format!("{}: {state}, {cpus} vCPUs, {mib} MiB", self.name)
-    }
-
-    /// Tells its exits and its time.
-    pub fn show_statistics(&self) {
+    fn show_statistics(&self, name: &str) {
         let statistics = self.machine.statistics();
-        crate::log!("VM `{}` ran for {} ms", self.name, statistics.busy_ns / 1_000_000);
+        crate::log!("VM `{name}` ran for {} ms", statistics.busy_ns / 1_000_000);
         statistics.counts.iter().for_each(|(name, count)| crate::log!("  {name}: {count}"));
     }
-
-    /// Number of its vCPUs.
-    pub fn vcpu_count(&self) -> u32 {
-        self.machine.vcpu_count()
-    }
-
-    /// Gives vCPU `id` a turn up to `turn_ends`, in our time, if it has something to do; whether it had.
-    pub fn run(&mut self, id: u32, turn_ends: u64) -> bool {
-        if self.requests.state() != State::Running || !self.requests.is_idle() || !self.is_due(id) {
-            return false;
-        }
-        super::processor::Processor::grant_until(turn_ends);
-        self.next[id as usize] = self.machine.run_vcpu(id);
-        true
-    }
-
-    fn is_due(&self, id: u32) -> bool {
-        let woken = self.host.take_woken(id);
-        match self.next[id as usize] {
-            Next::Run => true,
-            Next::Wait(at) => woken || at.is_some_and(|at| self.host.clock().now() >= at),
-        }
-    }
-
-    /// When the next timer of its devices or of a vCPU that waits is due, later than `now`, in our time.
-    pub fn wakes_after(&self, now: u64) -> Option<u64> {
-        if self.requests.state() != State::Running {
-            return None;
-        }
-        let in_our_time = |at: GuestNs| Some(now.saturating_add(self.host.clock().host_ns_until(at)?));
-        let vcpus = self.next.iter().filter_map(|next| match next {
-            Next::Run => None,
-            Next::Wait(at) => in_our_time((*at)?),
-        });
-        vcpus.chain(self.host.next_timer()).filter(|at| *at > now).min()
-    }
 }
+
+/// Keys of what is booted.
+const KERNEL: &str = "kernel";
+const INITRD: &str = "initrd";
 
 /// The machine that a VM of the bundle is. Its TSC runs at the processor's rate: that needs no exit.
 fn machine_of(index: usize, vm: &VmSpec) -> MachineSpec {
@@ -204,13 +327,18 @@ fn machine_of(index: usize, vm: &VmSpec) -> MachineSpec {
         cpus: CpuSpec { count: vm.cpus, max: vm.cpus, model, features, address_bits },
         ram: RamSpec { bytes: vm.memory_mib << 20, hotplug_bytes: 0, backing: RamBacking::Anonymous },
         boot: BootSpec {
-            kernel: HostKey(vm.kernel.clone()),
-            initrd: (!vm.initrd.is_empty()).then(|| HostKey(vm.initrd.clone())),
+            kernel: HostKey(KERNEL.into()),
+            initrd: (!vm.initrd.is_empty()).then(|| HostKey(INITRD.into())),
             command_line: vm.append.clone(),
         },
         clock: ClockSpec { tsc_khz: clock::tsc_khz(), ..ClockSpec::default() },
         devices: devices_of(index, vm),
     }
+}
+
+/// How the file of a disk in memory is called, among those that a VM reads.
+pub fn image_key(name: &str) -> String {
+    format!("image:{name}")
 }
 
 /// How a VM's disk `number` is called.
@@ -224,9 +352,10 @@ fn mac_of(index: usize) -> Mac {
 }
 
 fn devices_of(index: usize, vm: &VmSpec) -> Vec<DeviceSpec> {
-    let stream = |what: &str| Some(HostKey(format!("{}-{what}", vm.name)));
+    // Keys as on a host: a saved VM has them, too.
+    let key = |name: &str| HostKey(name.into());
     let mut devices = alloc::vec![
-        DeviceSpec::Uart(UartSpec { port: 0, stream: stream("serial") }),
+        DeviceSpec::Uart(UartSpec { port: 0, stream: Some(key("serial0")) }),
         DeviceSpec::Rng(RngSpec { id: "rng0".into(), slot: None }),
     ];
     devices.extend((0..vm.disks.len()).map(|number| {
@@ -235,11 +364,11 @@ fn devices_of(index: usize, vm: &VmSpec) -> Vec<DeviceSpec> {
         DeviceSpec::Blk(BlkSpec { id, disk, read_only: false, serial, discard: false, slot: None })
     }));
     if vm.net {
-        let backend = HostKey("switch".into());
+        let backend = key("net0");
         devices.push(DeviceSpec::Net(NetSpec { id: "net0".into(), mac: mac_of(index), backend, slot: None }));
     }
     if vm.virtio_console {
-        let stream = stream("console");
+        let stream = Some(key("console0"));
         devices.push(DeviceSpec::Console(ConsoleSpec { id: "console0".into(), stream, slot: None }));
     }
     devices

@@ -3,7 +3,8 @@
 //! A guest without a paravirtual panic device has no other way to say it, and it would stand still for ever or reset in
 //! circles. Text that a program prints is told from the kernel's: after a panic nothing but the kernel speaks.
 //!
-//! Called by: the serial port's output (any thread); the driver at a reset; a timer of the event loop.
+//! Called by: the serial port's output (any thread); whoever drives the machine, at a reset and a while after the last
+//! words.
 //!
 //! ```text
 //!  quiet ── "Kernel panic - not syncing: …" at a line's start ──► panicked ── "---[ end Kernel panic" ──► ended
@@ -11,8 +12,9 @@
 //!    └───────────── a line that is not the kernel's, or a reset ─────┴─────────────────────────────────────┘
 //! ```
 
-use crate::services::lock;
-use std::sync::Mutex;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use sync::Mutex;
 
 const PANIC: &str = "Kernel panic - not syncing";
 const END: &str = "---[ end Kernel panic";
@@ -40,7 +42,7 @@ pub struct PanicWatch(Mutex<State>);
 impl PanicWatch {
     /// The guest wrote this. True: it has just said the last words of a panic.
     pub fn output(&self, bytes: &[u8]) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = self.0.lock();
         let mut ended = false;
         for &byte in bytes {
             if byte != b'\n' && byte != b'\r' {
@@ -49,7 +51,7 @@ impl PanicWatch {
                 }
                 continue;
             }
-            let line = std::mem::take(&mut state.line);
+            let line = core::mem::take(&mut state.line);
             ended |= state.line(&String::from_utf8_lossy(&line));
         }
         ended
@@ -57,17 +59,17 @@ impl PanicWatch {
 
     /// The panic's words, if the kernel panicked and nobody else has spoken since.
     pub fn panicked(&self) -> Option<String> {
-        lock(&self.0).panicked.as_ref().map(|p| p.detail.clone())
+        self.0.lock().panicked.as_ref().map(|p| p.detail.clone())
     }
 
     /// As `panicked`, once the last words were said.
     pub fn ended(&self) -> Option<String> {
-        lock(&self.0).panicked.as_ref().filter(|p| p.ended).map(|p| p.detail.clone())
+        self.0.lock().panicked.as_ref().filter(|p| p.ended).map(|p| p.detail.clone())
     }
 
     /// The machine was reset.
     pub fn forget(&self) {
-        *lock(&self.0) = State::default();
+        *self.0.lock() = State::default();
     }
 }
 
@@ -148,7 +150,7 @@ mod tests {
     #[test]
     fn long_lines_cost_nothing() {
         let watch = PanicWatch::default();
-        watch.output(&vec![b'x'; 1 << 20]);
-        assert!(lock(&watch.0).line.len() <= LINE_BYTES);
+        watch.output(&alloc::vec![b'x'; 1 << 20]);
+        assert!(watch.0.lock().line.len() <= LINE_BYTES);
     }
 }
