@@ -14,7 +14,7 @@ use x86_emulate::cpu::RIP;
 use x86_emulate::{ModeKey, Op};
 
 /// Code of one vCPU.
-const CODE_BYTES: usize = 8 << 20;
+const CODE_BYTES: usize = 32 << 20;
 /// Room that a block is sure to find.
 const BLOCK_BYTES: usize = 64 << 10;
 /// Operations kept beside the code.
@@ -23,6 +23,8 @@ const MAX_SITES: usize = 192 << 10;
 pub const TABLE_ENTRIES: usize = 64 << 10;
 /// Contexts; with one more everything starts anew.
 const MAX_CONTEXTS: usize = 16;
+/// Places whose calls are counted at a time.
+const ASKED_ENTRIES: usize = 8 << 10;
 /// The mask bits of MXCSR.
 const MXCSR_MASKS: u32 = 0x1F80;
 /// In the key of a translation beside the number of its context: one that goes on where the range of a group of memory
@@ -113,6 +115,9 @@ pub struct Engine {
     by_place: HashMap<(u64, u64, u8), u32>,
     by_page: HashMap<u64, Vec<u32>>,
     contexts: Vec<Context>,
+    /// By a hash of linear address and RAM page: these, and how often a translation was wanted in vain. Code that is hot
+    /// in one process is cold at the address that the next one has it at.
+    asked: Box<[(u64, u32)]>,
     /// Why emitted code leaves.
     pub exit: Exit,
     /// The next translation is to be a careful one if it is at this address.
@@ -140,6 +145,7 @@ impl Engine {
             by_place: HashMap::new(),
             by_page: HashMap::new(),
             contexts: Vec::new(),
+            asked: vec![(0, 0); ASKED_ENTRIES].into_boxed_slice(),
             exit: Exit::Branch,
             careful_at: None,
         })
@@ -207,6 +213,9 @@ impl Engine {
         if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
             return Some(*id);
         }
+        if !self.is_worth_it(place) {
+            return None;
+        }
         if self.is_full() {
             self.clear();
         }
@@ -216,6 +225,18 @@ impl Engine {
         self.by_place.insert((place.linear, place.at, key), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
+    }
+
+    /// Counts that `place` was asked for: whether it has been often enough.
+    fn is_worth_it(&mut self, place: &Place) -> bool {
+        let which = place.linear ^ place.at >> 12 << 48;
+        let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
+        let (asked, times) = &mut self.asked[slot];
+        if *asked != which {
+            (*asked, *times) = (which, 0);
+        }
+        *times += 1;
+        *times > self.threshold
     }
 
     /// Another block may not find room.

@@ -432,7 +432,8 @@ impl Vm {
         total.map(|t| Duration::from_millis(t * 10)).ok_or_else(|| io::Error::other("odd /proc/PID/stat"))
     }
 
-    /// Resident memory of the process apart from the guest's RAM, in KiB: of all mappings that are smaller.
+    /// Resident memory of the process apart from the guest's RAM, in KiB: of all mappings that are smaller. What is mapped
+    /// twice counts once.
     pub fn own_memory_kib(&self, ram_mib: u32) -> io::Result<u64> {
         let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.child.id()))?;
         Ok(resident_of_smaller(&maps, u64::from(ram_mib) * 1024))
@@ -497,7 +498,7 @@ fn resident_of_smaller(maps: &str, kib: u64) -> u64 {
         let (name, value) = (words.next(), words.next().and_then(|value| value.parse::<u64>().ok()));
         match (name, value) {
             (Some("Size:"), Some(size)) => smaller = size < kib,
-            (Some("Rss:"), Some(resident)) if smaller => sum += resident,
+            (Some("Pss:"), Some(resident)) if smaller => sum += resident,
             _ => {}
         }
     }
@@ -586,7 +587,7 @@ mod tests {
 
     #[test]
     fn own_memory_is_without_the_guests() {
-        let maps = "1000-2000 rw-p\nSize:  4 kB\nRss:  3 kB\n2000-4000 rw-s\nSize: 8 kB\nRss: 8 kB\n5000-6000 r\nSize: 4 kB\nRss: 1 kB";
+        let maps = "1000-2000 rw-p\nSize:  4 kB\nPss:  3 kB\n2000-4000 rw-s\nSize: 8 kB\nPss: 8 kB\n5000-6000 r\nSize: 4 kB\nPss: 1 kB";
         assert_eq!(resident_of_smaller(maps, 8), 4);
     }
 
