@@ -8,8 +8,8 @@ macro_rules! witnesses {
     ($($name:ident)*) => { $(extern crate $name as _;)* };
 }
 witnesses! {
-    apic chipset cpu_soft cpu_svm device firmware guest_memory guest_time hypervisor machine machine_spec metal pci
-    saved_state sync ucs2 uefi_loader virtio virtio_devices x86_decode x86_defs x86_emulate x86_host_ops
+    apic chipset cpu_hardware cpu_soft cpu_svm cpu_vmx device firmware guest_memory guest_time hypervisor machine
+    machine_spec metal pci saved_state sync ucs2 uefi_loader virtio virtio_devices x86_decode x86_defs x86_emulate x86_host_ops
 }
 
 /// No memory: nothing here runs.

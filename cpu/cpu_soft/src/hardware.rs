@@ -57,6 +57,10 @@ pub trait Hardware: Send {
     fn run(&mut self, core: &mut SoftCore) -> Left;
     /// Puts what stayed in the processor's registers (x87, vectors) back into `core`.
     fn park(&mut self, core: &mut SoftCore);
+    /// Puts back whatever stayed in the processor: the next one to run this vCPU may be another.
+    fn leave(&mut self, core: &mut SoftCore) {
+        self.park(core);
+    }
     /// RAM and state may be another's now: nothing that was cached of them holds.
     fn forget(&mut self);
 }

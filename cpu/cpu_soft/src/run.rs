@@ -92,7 +92,7 @@ impl SoftVcpu {
             }
         };
         if let Some(hardware) = &mut self.hardware {
-            hardware.park(&mut self.core);
+            hardware.leave(&mut self.core);
         }
         self.core.io = None;
         self.account(self.core.shared.clock.now());

@@ -37,7 +37,7 @@ pub struct Images {
 const BOOTS: &[Row] = &[
     ("metal: PVH boot, memory map on serial", |images| memory_map(images.pvh())),
     ("metal: too little memory is refused", too_little_memory),
-    ("metal: a processor without SVM is refused", no_svm),
+    ("metal: a processor without virtualization is refused", no_svm),
     ("metal: a damaged bundle is refused", damaged_bundle),
 ];
 /// The same with firmware.
@@ -137,7 +137,7 @@ fn too_little_memory(images: &Images) -> Result<Outcome> {
 fn no_svm(images: &Images) -> Result<Outcome> {
     let bundle = bundle_file("no-svm.cpio", b"any")?;
     let (log, _) = Qemu { cpu: "max,-svm", bundle: Some(bundle), ..images.pvh()? }.run(PATIENCE)?;
-    expect(&log, &["REFUSED: this processor has no AMD virtualization", "HALTED"])?;
+    expect(&log, &["REFUSED: this processor has no virtualization", "HALTED"])?;
     Ok(Outcome::Passed)
 }
 

@@ -1,13 +1,14 @@
 //! The ground that machines stand on without an operating system: memory, time, wake-ups, consoles, and the one loop
 //! that runs everything on a processor.
 //!
-//! Called by: [`crate::start`], once the processor is ours. `machine` builds the VMs; their engine is `cpu_svm`.
+//! Called by: [`crate::start`], once the processor is ours. `machine` builds the VMs; their engine is `cpu_svm` or `cpu_vmx`.
 
 mod console;
 mod devices;
 mod host;
 mod processor;
 mod schedule;
+mod virtualization;
 mod vm;
 
 use crate::arch::pci::VirtioFunction;
@@ -19,9 +20,9 @@ use crate::{arch, vm_spec};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use cpu_soft::SoftHypervisor;
-use cpu_svm::{Svm, SvmEngine};
 use host::Resources;
 use processor::Processor;
+use virtualization::Virtualization;
 use vm::{Vm, Works};
 
 /// Runs the bundle's VMs; does not come back.
@@ -30,18 +31,13 @@ pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> !
         crate::log!("there is no bundle: nothing to run (give one as the loader's module)");
         arch::power_off(true);
     };
-    let svm = match Svm::detect() {
-        Ok(svm) => svm,
+    let virtualization = match Virtualization::detect() {
+        Ok(virtualization) => virtualization,
         Err(error) => refuse(format_args!("{error}")),
     };
-    crate::log!(
-        "SVM: {} address spaces, next RIP {}, flush by space {}",
-        svm.asids,
-        svm.next_rip,
-        svm.flush_by_asid
-    );
+    virtualization.show();
     // SAFETY: once, here, on the only processor that runs, at level 0; memory is mapped one to one.
-    unsafe { svm.enable(processor::physical) };
+    unsafe { virtualization.enable() };
     let bundle = match Bundle::read(bytes_of(&module)) {
         Ok(bundle) => bundle,
         Err(error) => refuse(format_args!("{error}")),
@@ -51,7 +47,7 @@ pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> !
         .map_err(|e| refuse_text(&e))
         .and_then(|t| vm_spec::parse(t).map_err(|e| refuse_text(&e)));
     let specs = specs.unwrap_or_default();
-    let engine = SoftHypervisor::on_hardware(Arc::new(SvmEngine::new(svm, Arc::new(Processor))));
+    let engine = SoftHypervisor::on_hardware(virtualization.engine(Arc::new(Processor)));
     let resources = Arc::new(Resources::new(free, functions));
     let works = Works { bundle, resources, engine };
     let mut vms = Vec::new();

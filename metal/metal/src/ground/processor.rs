@@ -2,7 +2,7 @@
 
 use crate::arch::{clock, interrupts, lapic};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
-use cpu_svm::Ground;
+use cpu_hardware::Ground;
 
 /// Memory is mapped one to one.
 pub fn physical(address: usize) -> u64 {
