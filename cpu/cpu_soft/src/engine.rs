@@ -54,7 +54,8 @@ impl Hypervisor for SoftHypervisor {
         }
         let mut features = FeatureSet::EMPTY;
         Feature::ALL.iter().for_each(|f| features.insert(*f));
-        Capabilities { name: "soft", max_vcpus: MAX_VCPUS, features, tsc_scaling: true, tsc_khz: None }
+        let name = if self.translators.is_some() { "soft" } else { "soft,tier=interp" };
+        Capabilities { name, max_vcpus: MAX_VCPUS, features, tsc_scaling: true, tsc_khz: None }
     }
 
     fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {

@@ -37,6 +37,15 @@ use x86_defs::cpuid::FeatureSet;
 /// Times that the interpreter runs a block before it is translated.
 pub const THRESHOLD: u32 = 16;
 
+/// Whether this host lets a process make code: it may forbid memory files (`vm.memfd_noexec`) or executable mappings
+/// (SELinux' `execmem`).
+///
+/// # Errors
+/// What the kernel answered.
+pub fn probe() -> std::io::Result<()> {
+    code_memory::CodeMemory::new(4096).map(drop)
+}
+
 /// Makes translators for this host.
 #[derive(Clone, Copy, Debug)]
 pub struct Factory {

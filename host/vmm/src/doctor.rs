@@ -39,6 +39,7 @@ pub fn examine() -> Vec<Finding> {
     let system = System { dev: "/dev".into(), proc: "/proc".into(), sys: "/sys".into(), root };
     let mut all = kvm(KvmHypervisor::open());
     all.extend([
+        translator(cpu_translate::probe()),
         system.tap(),
         system.memory(),
         system.huge_pages(),
@@ -80,6 +81,18 @@ fn kvm(opened: Result<KvmHypervisor, KvmUnavailable>) -> Vec<Finding> {
         bad("engine", format!("auto takes soft, because of this host's KVM: {why_not}"), None)
     };
     vec![device, engine]
+}
+
+/// Whether engine `soft` can make code.
+fn translator(probe: io::Result<()>) -> Finding {
+    match probe {
+        Ok(()) => good("translator", "engine soft translates what runs often"),
+        Err(error) => bad(
+            "translator",
+            format!("engine soft interprets everything: this host lets no program make code ({error})"),
+            Some("sysctl vm.memfd_noexec=0; with SELinux: allow execmem for this program"),
+        ),
+    }
 }
 
 /// What the jail of a VM's process is made of here.
@@ -234,6 +247,13 @@ mod tests {
         put(at, "proc/sys/kernel/unprivileged_userns_clone", "0\n");
         assert!(!system.user_namespaces().good);
         assert!(self::system(at, true).user_namespaces().good);
+    }
+
+    #[test]
+    fn a_host_that_forbids_new_code() {
+        assert!(translator(Ok(())).good);
+        let without = translator(Err(io::Error::from_raw_os_error(13)));
+        assert!(!without.good && without.detail.contains("Permission denied") && without.way_out.is_some());
     }
 
     #[test]

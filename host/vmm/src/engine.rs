@@ -46,10 +46,8 @@ impl Engines {
         let engine: Box<dyn Hypervisor> = match choice {
             EngineChoice::Auto => return self.automatic(),
             EngineChoice::Kvm => Box::new(self.kvm()?),
-            EngineChoice::Soft => Box::new(SoftHypervisor::interpreter()),
-            EngineChoice::SoftTranslate => {
-                Box::new(SoftHypervisor::translating(Arc::new(cpu_translate::Factory::default())))
-            }
+            EngineChoice::Soft => return Ok(soft(cpu_translate::probe())),
+            EngineChoice::SoftInterpreter => Box::new(SoftHypervisor::interpreter()),
         };
         Ok(Chosen { engine, note: None })
     }
@@ -75,12 +73,45 @@ impl Engines {
             Ok(kvm) => kvm.probe().problems.join("; "),
             Err(error) => error.to_string(),
         };
-        let note = format!("engine soft, because of this host's KVM: {why_not}");
-        Ok(Chosen { note: Some(note), ..self.choose(EVERYWHERE)? })
+        let Chosen { engine, note } = self.choose(EVERYWHERE)?;
+        let more = note.map(|note| format!("; {note}")).unwrap_or_default();
+        let note = format!("engine soft, because of this host's KVM: {why_not}{more}");
+        Ok(Chosen { engine, note: Some(note) })
+    }
+}
+
+/// The software engine: with its translator where the host lets a process make code.
+fn soft(may_translate: io::Result<()>) -> Chosen {
+    match may_translate {
+        Ok(()) => {
+            let factory = Arc::new(cpu_translate::Factory::default());
+            Chosen { engine: Box::new(SoftHypervisor::translating(factory)), note: None }
+        }
+        Err(error) => Chosen {
+            engine: Box::new(SoftHypervisor::interpreter()),
+            note: Some(format!(
+                "engine soft interprets everything: this host lets no program make code ({error})"
+            )),
+        },
     }
 }
 
 /// The same error once more.
 fn again(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_forbids_new_code_has_an_interpreter_and_says_why() {
+        let whole = soft(Ok(()));
+        assert!(whole.note.is_none() && whole.engine.capabilities().name == "soft");
+        let without = soft(Err(io::Error::from_raw_os_error(13)));
+        let note = without.note.unwrap();
+        assert!(note.contains("interprets everything") && note.contains("Permission denied"), "{note}");
+        assert_eq!(without.engine.capabilities().name, "soft,tier=interp");
+    }
 }

@@ -239,9 +239,11 @@ pub enum Engine {
     /// The host's KVM
     Kvm,
     /// Software: works everywhere
+    #[value(alias = "soft-translate")]
     Soft,
-    /// Software, hot code translated (experimental)
-    SoftTranslate,
+    /// Software that interprets everything, slowly: the reference
+    #[value(name = "soft,tier=interp")]
+    SoftInterpreter,
 }
 
 impl From<Engine> for EngineChoice {
@@ -250,7 +252,7 @@ impl From<Engine> for EngineChoice {
             Engine::Auto => Self::Auto,
             Engine::Kvm => Self::Kvm,
             Engine::Soft => Self::Soft,
-            Engine::SoftTranslate => Self::SoftTranslate,
+            Engine::SoftInterpreter => Self::SoftInterpreter,
         }
     }
 }

@@ -32,11 +32,12 @@ pub enum EngineChoice {
     Auto,
     /// The host's KVM.
     Kvm,
-    /// The software engine: works everywhere.
+    /// The software engine: works everywhere. What runs often is translated.
+    #[serde(alias = "soft-translate")]
     Soft,
-    /// The software engine with its translator (experimental).
-    #[serde(rename = "soft-translate")]
-    SoftTranslate,
+    /// The software engine's interpreter alone.
+    #[serde(rename = "soft,tier=interp")]
+    SoftInterpreter,
 }
 
 /// What a guest's own reset does.

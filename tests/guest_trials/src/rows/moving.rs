@@ -1,5 +1,6 @@
 //! Between engines: a busy guest moves from `kvm` to `soft` and back while it runs, and goes on elsewhere from a file.
-//! Its job must end with the right answer, and its clock may not step back. In the laboratory, where KVM is real.
+//! Its job must end with the right answer, and its clock may not step back. In the laboratory, where KVM is real; between
+//! the tiers of `soft` on the host.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,10 +24,12 @@ pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for cpus in [1, 2] {
         let name = format!("moving/kvm-soft-x{MOVES}/{}", cpus_name(cpus));
-        rows.push(
-            Row::new(name, Tier::Campaign, "cloud", move |stage| there_and_back(stage, cpus)).lab_only(),
-        );
+        let trial = move |stage: &Stage| there_and_back(stage, cpus, ["soft", "kvm"]);
+        rows.push(Row::new(name, Tier::Campaign, "cloud", trial).lab_only());
     }
+    let tiers = |stage: &Stage| there_and_back(stage, 2, ["soft,tier=interp", "soft"]);
+    let name = format!("moving/tiers-x{MOVES}/2cpus");
+    rows.push(Row::new(name, Tier::Test, "cloud", tiers).bedplate_only().not_in_lab("no KVM takes part"));
     rows.push(Row::new("moving/served-badly", Tier::Campaign, "cloud", served_badly).lab_only());
     rows.push(Row::new("moving/file/kvm-to-soft", Tier::Campaign, "cloud", kvm_to_soft).lab_only());
     rows.push(Row::new("moving/file/host-to-kvm", Tier::Campaign, "cloud", host_to_kvm).lab_only());
@@ -46,7 +49,7 @@ fn config(stage: &Stage, cpus: u32) -> Result<VmConfig, Failure> {
     Ok(config)
 }
 
-fn there_and_back(stage: &Stage, cpus: u32) -> Result<(), Failure> {
+fn there_and_back(stage: &Stage, cpus: u32, engines: [&str; 2]) -> Result<(), Failure> {
     let config = config(stage, cpus)?;
     let mut vm = stage.start(&config)?;
     let outcome = (|| {
@@ -56,7 +59,7 @@ fn there_and_back(stage: &Stage, cpus: u32) -> Result<(), Failure> {
             // Reproducible from the seed (Knuth's MMIX constants).
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             std::thread::sleep(Duration::from_millis(seed >> 53));
-            let engine = if count % 2 == 0 { "soft" } else { "kvm" };
+            let engine = engines[count as usize % 2];
             stage.ctl(&vm, "mover", &["move", "--engine", engine])?;
         }
         ends_well(stage, &mut vm)

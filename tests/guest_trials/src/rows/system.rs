@@ -13,6 +13,7 @@ use crate::vm::{Boot, Exit, VmConfig};
 
 const STRESS: &str = "stress-ng --cpu 1 --vm 1 --vm-bytes 64M --fault 1 --switch 1 --timeout 30s --verify";
 const IDLE_SECONDS: u64 = 20;
+const REBOOTS: u32 = 100;
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -27,6 +28,8 @@ pub(super) fn rows() -> Vec<Row> {
             stress(stage, cpus)
         }));
     }
+    let name = format!("system/debian-reboot-x{REBOOTS}/2cpus");
+    rows.push(Row::new(name, Tier::Campaign, "debian-12", reboots));
     rows.push(Row::new("system/power-button", Tier::Campaign, "debian-12", power_button).bedplate_only());
     rows.push(Row::new("system/idle-uses-little", Tier::Campaign, "cloud", idle).bedplate_only());
     rows
@@ -61,6 +64,34 @@ fn debian(stage: &Stage, cpus: u32) -> Result<(), Failure> {
     })();
     stage.keep(&vm);
     outcome
+}
+
+/// Nothing may hang in a hundred starts of a whole distribution on two CPUs.
+fn reboots(stage: &Stage) -> Result<(), Failure> {
+    let guest = stage.guest("debian-12")?;
+    let master = guest.disk.as_ref().ok_or_else(|| Failure::new("the guest has no disk"))?;
+    let disk = stage.disk_copy(&master.0)?;
+    let mut config = VmConfig::new(&guest, Boot::BzImage, 2, "")?.disk(&disk, master.1);
+    config.reboots = true;
+    let mut vm = stage.start(&config)?;
+    let outcome = (|| {
+        for count in 1..=REBOOTS {
+            one_reboot(stage, vm.console())
+                .map_err(|failure| Failure::new(format!("start {count}: {failure}")))?;
+        }
+        vm.stop(stage.patience(5)).map(|_| ())
+    })();
+    stage.keep(&vm);
+    outcome
+}
+
+fn one_reboot(stage: &Stage, console: &mut Console) -> Result<(), Failure> {
+    let mut shell = log_in(stage, console)?;
+    let cpus = shell.run("nproc")?;
+    Failure::unless(cpus == "2", || format!("nproc says {cpus}"))?;
+    shell.leave("reboot")?;
+    console.expect_any(&["Restarting system", "machine restart"], stage.patience(60))?;
+    Ok(())
 }
 
 /// `ctl stop`: systemd hears the power button and shuts down in order.
