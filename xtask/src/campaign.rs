@@ -14,6 +14,8 @@ use crate::{bench, exec, fuzz, lab, setup, test, trials, workspace};
 const PROPERTY_CASES: &str = "1024";
 /// Cases per instruction form of the differential test.
 const FORM_CASES: &str = "200";
+/// Random programs of each kind that translator and interpreter must end alike.
+const PROGRAMS: &str = "1000000";
 
 #[derive(Debug, Args)]
 pub struct CampaignOptions {
@@ -37,6 +39,7 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
     } else {
         test::code(&mut summary, &[("PROPTEST_CASES", PROPERTY_CASES), ("BEDPLATE_CAMPAIGN", "1")]);
         summary.step("differential, every form", || differential(seed));
+        summary.step(&format!("random programs × {PROGRAMS}, translated as interpreted"), random_programs);
         summary.step("advisories (cargo-deny)", advisories);
         if let Err(error) = fuzz::steps(&mut summary, None, fuzz::DEFAULT_SECONDS) {
             summary.step("fuzz", || Err(error));
@@ -68,6 +71,13 @@ fn differential(seed: u64) -> Result<Outcome> {
     let binary = workspace::built("differential", "release")?;
     let arguments = ["--cases", FORM_CASES, "--seed", &seed.to_string()];
     exec::run(&workspace::root(), &binary.to_string_lossy(), &arguments)?;
+    Ok(Outcome::Passed)
+}
+
+/// `cpu_translate/tests/random`: straight programs and systems.
+fn random_programs() -> Result<Outcome> {
+    let words = ["test", "--release", "-p", "cpu_translate", "--test", "random"];
+    exec::run_with(&workspace::root(), "cargo", &words, &[("PROGRAMS", PROGRAMS)])?;
     Ok(Outcome::Passed)
 }
 

@@ -1,20 +1,24 @@
 //! Random programs: translated code and the interpreter must leave the same registers and memory.
 //!
-//! A program is straight code with short forward branches, calls and memory operands near page ends; it ends with HLT
-//! or in the stub of an exception. Flags that the manual leaves undefined are overwritten before anything reads them; a
-//! page fault's frame may show other arithmetic flags (ADR 6). A failing case is one number: `SEED=n`.
+//! Two kinds, as many of each as `PROGRAMS` says. `system.rs`: programs as kernels are. `program.rs`: straight code with
+//! short forward branches, calls and memory operands near page ends; it ends with HLT or in the stub of an exception.
+//! Flags that the manual leaves undefined are overwritten before anything reads them; a page fault's frame may show other
+//! arithmetic flags (ADR 6). A failing case is one number: `SEED=n`.
 
 #[path = "../../../cpu_soft/tests/guest/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
 mod harness;
 mod program;
+mod system;
 
 use cpu_soft::SoftHypervisor;
-use harness::{CODE, DATA, Guest, KERNEL_STACK, Random, STACK, Stop};
+use harness::{CODE, DATA, Guest, KERNEL_STACK, RAM_BYTES, Random, STACK, Stop, Tables};
 use hypervisor::VcpuState;
 use hypervisor::state::X87State;
 use program::Program;
+use system::System;
 use x86_defs::flags::{AF, STATUS};
+use x86_defs::paging::{PTE_P, PTE_U, PTE_W};
 
 const DEFAULT_PROGRAMS: u64 = 4000;
 
@@ -89,14 +93,18 @@ impl Side {
     }
 }
 
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PROGRAMS").unwrap_or(DEFAULT_PROGRAMS),
+    }
+}
+
 #[test]
 fn random_programs_end_alike() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let programs = number("PROGRAMS").unwrap_or(DEFAULT_PROGRAMS);
-    let seeds = match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..programs,
-    };
+    let seeds = seeds();
+    let programs = seeds.end - seeds.start;
     let mut reference = Side::new(&SoftHypervisor::interpreter());
     let mut translator = Side::new(&harness::translator());
     let (mut faults, mut instructions) = (0, 0);
@@ -118,4 +126,79 @@ fn random_programs_end_alike() {
         }
     }
     println!("{programs} programs, {instructions} instructions, {faults} ended in an exception");
+}
+
+/// A guest for programs of the system's kind.
+struct Machine {
+    guest: Guest,
+    fresh: VcpuState,
+    /// Of the pages whose mappings change.
+    table: u64,
+}
+
+impl Machine {
+    fn new(engine: &SoftHypervisor) -> Self {
+        let mut g = Guest::with_engine("max", engine);
+        let mut tables = Tables::long(&g.ram);
+        tables.identity(RAM_BYTES, PTE_P | PTE_W | PTE_U);
+        g.long_with(&tables);
+        let mut guest = g.with_x2apic();
+        let table = system::prepare(&mut guest, &mut tables);
+        let mut fresh = guest.state();
+        system::state(&mut fresh);
+        Self { guest, fresh, table }
+    }
+
+    /// Runs it: how it ended, what it left in registers and in memory, and how many page faults, interrupts and calls
+    /// there were.
+    fn run(&mut self, p: &System) -> (Stop, VcpuState, Vec<u8>) {
+        let g = &mut self.guest;
+        p.load(g);
+        g.vcpu.restore(&p.start(&self.fresh)).unwrap();
+        let stop = g.run();
+        let mut state = g.state();
+        // Flags of a fault that nothing reads; what the exceptions' stack holds of them.
+        state.rflags &= !STATUS;
+        let mut memory = Vec::new();
+        for (at, len) in system::COMPARED {
+            let from = memory.len();
+            memory.resize(from + len as usize, 0);
+            g.ram.load_bytes(at, &mut memory[from..]);
+        }
+        (stop, state, memory)
+    }
+}
+
+#[test]
+fn random_systems_end_alike() {
+    let mut reference = Machine::new(&SoftHypervisor::interpreter());
+    let mut translator = Machine::new(&harness::translator());
+    assert_eq!(reference.table, translator.table);
+    let mut counts = [0u64; 4];
+    for seed in seeds() {
+        let p = System::random(&mut Random(seed.wrapping_mul(0xA24B_AED4_963E_E407)), reference.table);
+        let want = reference.run(&p);
+        let got = translator.run(&p);
+        for (count, seen) in counts.iter_mut().zip(system::counters(&reference.guest)) {
+            *count += u64::from(seen);
+        }
+        if want != got {
+            let both = want.2.iter().zip(&got.2).enumerate();
+            let differ: Vec<_> = both.filter(|(_, (a, b))| a != b).take(32).collect();
+            let pages = system::COMPARED;
+            panic!(
+                "SEED={seed} {}\nmemory differs at {differ:x?} of {pages:x?}\ninterpreter {:x?} {:x?}\ntranslator  {:x?} {:x?}",
+                p.listing(),
+                want.0,
+                want.1,
+                got.0,
+                got.1
+            );
+        }
+    }
+    let [faults, interrupts, gates, calls] = counts;
+    println!(
+        "{faults} page faults mended, {interrupts} interrupts, {gates} through gates, {calls} system calls"
+    );
+    assert!(seeds().count() < 100 || counts.iter().all(|n| *n > 0));
 }

@@ -137,7 +137,7 @@ fn unit(r: &mut Random) -> X87State {
     x87
 }
 
-fn value(r: &mut Random) -> u64 {
+pub fn value(r: &mut Random) -> u64 {
     match r.below(5) {
         0 => r.below(40),
         1 => r.next() | 0x8000_0000_0000_0000,
@@ -159,7 +159,7 @@ fn address(r: &mut Random) -> u64 {
 }
 
 /// Bytes of one instruction that programs are made of.
-fn instruction(r: &mut Random) -> Vec<u8> {
+pub fn instruction(r: &mut Random) -> Vec<u8> {
     loop {
         let bytes = candidate(r);
         if let Decoded::Instruction(insn) = decode(&bytes, 64, 0, FeatureSet::of(Feature::ALL))
@@ -235,7 +235,7 @@ fn is_long_double_shift(insn: &Instruction) -> bool {
         && (insn.op0_register().size() == 2 || insn.memory_size().size() == 2)
 }
 
-fn leaves_undefined(bytes: &[u8]) -> bool {
+pub fn leaves_undefined(bytes: &[u8]) -> bool {
     match decode(bytes, 64, 0, FeatureSet::of(Feature::ALL)) {
         Decoded::Instruction(insn) => {
             let shift = matches!(
@@ -250,19 +250,20 @@ fn leaves_undefined(bytes: &[u8]) -> bool {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at {:#x}", CODE + u64::from(self.offset))?;
-        let mut at = 0;
-        while at < self.code.len() {
-            let start = CODE + u64::from(self.offset) + at as u64;
-            match decode(&self.code[at..], 64, start, FeatureSet::of(Feature::ALL)) {
-                Decoded::Instruction(insn) => {
-                    let bytes = &self.code[at..at + insn.len()];
-                    write!(f, "\n  {start:x}: {bytes:02x?} {:?}", insn.code())?;
-                    at += insn.len();
-                }
-                _ => break,
-            }
-        }
-        Ok(())
+        let start = CODE + u64::from(self.offset);
+        write!(f, "at {start:#x}{}", listing(start, &self.code))
     }
+}
+
+/// The instructions of `code`, which lies at `start`.
+pub fn listing(start: u64, code: &[u8]) -> String {
+    let (mut text, mut at) = (String::new(), 0);
+    while let Decoded::Instruction(insn) =
+        decode(&code[at..], 64, start + at as u64, FeatureSet::of(Feature::ALL))
+    {
+        let bytes = &code[at..at + insn.len()];
+        text.push_str(&format!("\n  {:x}: {bytes:02x?} {:?}", insn.ip(), insn.code()));
+        at += insn.len();
+    }
+    text
 }
