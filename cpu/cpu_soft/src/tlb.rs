@@ -14,6 +14,8 @@ use alloc::vec;
 
 /// Entries in each array.
 pub const ENTRIES: usize = 2048;
+/// Identities of executable mappings in each of the two arrays: as many pages as a kernel and its modules take.
+pub const EXEC_ENTRIES: usize = 8192;
 const PAGE: u64 = !0xFFF;
 
 /// One entry. `host` is the page's offset in the RAM span.
@@ -60,9 +62,16 @@ struct Side {
 #[derive(Clone)]
 struct ExecSide {
     /// Linear pages.
-    page: [u64; ENTRIES],
-    used: [u64; ENTRIES / 64],
-    global: [u64; ENTRIES / 64],
+    page: [u64; EXEC_ENTRIES],
+    used: [u64; EXEC_ENTRIES / 64],
+    global: [u64; EXEC_ENTRIES / 64],
+}
+
+impl ExecSide {
+    const fn new() -> Self {
+        let bits = [0; EXEC_ENTRIES / 64];
+        Self { page: [0; EXEC_ENTRIES], used: bits, global: bits }
+    }
 }
 
 /// See the module's header.
@@ -72,7 +81,7 @@ pub struct Tlb {
     sides: [Side; 3],
     /// Identity of the (linear page, host page) mapping that each slot can execute: [supervisor, user].
     /// 0: none. Caches of decoded code compare it; it never comes back for another mapping.
-    exec_id: [[u32; ENTRIES]; 2],
+    exec_id: [[u32; EXEC_ENTRIES]; 2],
     /// Whose they are. They stand apart from the entries: data in the same slot does not drive code out.
     exec: [ExecSide; 2],
     ids: Ids,
@@ -92,6 +101,12 @@ const fn invalid_tag(slot: usize) -> u64 {
 #[inline(always)]
 pub const fn slot_of(linear: u64) -> usize {
     (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+/// Slot of a linear address's identity as an executable mapping.
+#[inline(always)]
+pub const fn exec_slot_of(linear: u64) -> usize {
+    (linear >> 12) as usize & (EXEC_ENTRIES - 1)
 }
 
 /// The half of the address space that `linear` is in.
@@ -117,9 +132,8 @@ impl Tlb {
         Self {
             entries: [core::array::from_fn(empty); 4],
             sides: [side; 3],
-            exec_id: [[0; ENTRIES]; 2],
-            exec: [const { ExecSide { page: [0; ENTRIES], used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] } };
-                2],
+            exec_id: [[0; EXEC_ENTRIES]; 2],
+            exec: [const { ExecSide::new() }; 2],
             ids: Ids::new(),
             large: [None; 2],
             walked: Walked::new(),
@@ -135,7 +149,7 @@ impl Tlb {
     /// Identity of the executable mapping in `linear`'s slot, for user (`true`) or supervisor code; 0 if none.
     #[inline(always)]
     pub fn exec_id(&self, user: bool, linear: u64) -> u32 {
-        self.exec_id[usize::from(user)][slot_of(linear)]
+        self.exec_id[usize::from(user)][exec_slot_of(linear)]
     }
 
     /// Makes `linear`'s executable mapping in array `index` the one whose identity its slot shows. (Another page's
@@ -153,7 +167,7 @@ impl Tlb {
 
     /// Makes `page` the one whose identity its slot shows, for user or supervisor code.
     fn enter_exec(&mut self, user: bool, page: u64, host: u64, global: bool) -> u32 {
-        let slot = slot_of(page);
+        let slot = exec_slot_of(page);
         let (word, bit) = (slot / 64, 1 << (slot % 64));
         let id = self.ids.get(page, host, user);
         let side = &mut self.exec[usize::from(user)];
@@ -167,6 +181,14 @@ impl Tlb {
     fn drop_exec(&mut self, user: usize, slot: usize) {
         self.exec_id[user][slot] = 0;
         self.exec[user].used[slot / 64] &= !(1 << (slot % 64));
+    }
+
+    /// Forgets the identity of `page`, if its slot shows that.
+    fn drop_exec_of(&mut self, user: usize, page: u64) {
+        let slot = exec_slot_of(page);
+        if self.exec[user].page[slot] == page {
+            self.drop_exec(user, slot);
+        }
     }
 
     /// Enters a mapping for accesses of kind `index`.
@@ -188,8 +210,8 @@ impl Tlb {
         let user = index == 0;
         if m.exec {
             self.enter_exec(user, page, m.host, m.global);
-        } else if self.exec[usize::from(user)].page[slot] == page {
-            self.drop_exec(user.into(), slot);
+        } else {
+            self.drop_exec_of(user.into(), page);
         }
         if m.page_bytes > 4096 {
             let start = m.linear & !(m.page_bytes - 1);
@@ -231,7 +253,7 @@ impl Tlb {
             }
         }
         for user in 0..2 {
-            for word in 0..ENTRIES / 64 {
+            for word in 0..EXEC_ENTRIES / 64 {
                 let mut bits = self.exec[user].used[word] & which(self.exec[user].global[word]);
                 while bits != 0 {
                     self.drop_exec(user, word * 64 + bits.trailing_zeros() as usize);
@@ -254,11 +276,7 @@ impl Tlb {
                 self.drop_slot(index, slot);
             }
         }
-        for user in 0..2 {
-            if self.exec[user].page[slot] == linear & PAGE {
-                self.drop_exec(user, slot);
-            }
-        }
+        (0..2).for_each(|user| self.drop_exec_of(user, linear & PAGE));
     }
 
     /// Takes the right to write without a look from every mapping of the RAM page at `host`.
@@ -293,7 +311,7 @@ struct Ids {
 }
 
 impl Ids {
-    const SIZE: usize = 4096;
+    const SIZE: usize = 16384;
 
     fn new() -> Self {
         Self { known: vec![(0, 0, 0); Self::SIZE].into_boxed_slice(), next: 0 }
@@ -359,7 +377,7 @@ mod tests {
         tlb.insert(1, &mapping(0x5000, 0x9000));
         let id = tlb.exec_id(false, 0x5000);
         // Another page in the same slot, by the other array of the supervisor's.
-        let other = 0x5000 + (ENTRIES as u64) * 4096;
+        let other = 0x5000 + (EXEC_ENTRIES as u64) * 4096;
         tlb.insert(2, &mapping(other, 0xA000));
         assert_ne!(tlb.exec_id(false, 0x5000), id);
         assert_eq!(tlb.claim_exec_id(1, 0x5000), id);

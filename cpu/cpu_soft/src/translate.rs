@@ -153,8 +153,8 @@ pub mod layout {
     }
     /// Identity (32 bits) of the mapping that code at `linear` executes by; 0 if none.
     pub const fn exec_id(user: bool, linear: u64) -> usize {
-        let slot = (linear >> 12) as usize & (TLB_ENTRIES - 1);
-        offset_of!(SoftCore, tlb) + Tlb::EXEC_ID_AT + (user as usize * TLB_ENTRIES + slot) * 4
+        let slot = tlb::exec_slot_of(linear);
+        offset_of!(SoftCore, tlb) + Tlb::EXEC_ID_AT + (user as usize * tlb::EXEC_ENTRIES + slot) * 4
     }
 }
 

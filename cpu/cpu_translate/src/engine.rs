@@ -62,7 +62,7 @@ pub struct Block {
     pub guarded: u64,
     /// The guard's immediate.
     pub guard: u64,
-    /// Behind guard and look at the countdown: for the same page.
+    /// Behind the guard: for the same page.
     pub body: u64,
     /// Where a failed guard leads.
     pub miss: u64,

@@ -112,21 +112,16 @@ pub unsafe extern "sysv64" fn miss(core: *mut SoftCore, block: u64) -> u64 {
     engine.go_on_checked(core)
 }
 
-/// The countdown ran out at the start of block `block`.
+/// The countdown ran out on the way to `linear`.
 ///
 /// # Safety
 /// See [`parts`].
-pub unsafe extern "sysv64" fn service(core: *mut SoftCore, block: u64) -> u64 {
+pub unsafe extern "sysv64" fn resume(core: *mut SoftCore, linear: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    let block = engine.blocks[block as usize];
-    core.cpu.gpr[RIP] = block.linear;
-    if may_go_on(core) {
-        return block.body;
-    }
-    engine.exit = Exit::Branch;
-    engine.thunks.leave
+    core.cpu.gpr[RIP] = linear;
+    engine.go_on(core)
 }
 
 /// The instruction at `linear` is not for emitted code now.

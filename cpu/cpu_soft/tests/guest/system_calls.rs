@@ -312,3 +312,23 @@ fn the_last_instruction_of_the_unit() {
     g.run_to_halt();
     assert_eq!(g.get(DATA + 0x208), u64::from(USER_CS) << 32 | USER);
 }
+
+/// Loops of indirect branches alone can be stopped.
+#[test]
+fn loops_without_direct_branches_can_be_stopped() {
+    const TOP: u64 = CODE + 0x40;
+    let jumps: fn(&mut CodeAssembler) = |a| asm!(a; inc(rbx); jmp(rax););
+    let calls: fn(&mut CodeAssembler) = |a| asm!(a; inc(rbx); mov(rsp, STACK); call(rax););
+    let returns: fn(&mut CodeAssembler) = |a| asm!(a; inc(rbx); push(rax); ret(););
+    for (name, code) in [("jumps", jumps), ("calls", calls), ("returns", returns)] {
+        let mut g = Guest::long();
+        g.code(|a| asm!(a; mov(rax, TOP); jmp(rax);));
+        g.code_at(64, TOP, code);
+        g.run_until_kicked();
+        let s = g.state();
+        assert!((TOP..TOP + 16).contains(&s.rip) && s.gpr[3] > 1000, "{name}: {:x} {}", s.rip, s.gpr[3]);
+    }
+    let mut g = guest(|a| asm!(a; inc(rbx); syscall(); jmp(USER);), |a| asm!(a; sysretq();));
+    g.run_until_kicked();
+    assert!(g.state().gpr[3] > 1000);
+}

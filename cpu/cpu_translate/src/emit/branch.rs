@@ -149,8 +149,8 @@ impl Emitter<'_> {
     /// The entry for the linear address in `T0` in a context's table, to `T1`; the jump is taken if it lacks it.
     pub(super) fn find(&mut self, context: u8) -> Patch {
         self.in_t1 = None;
-        self.a.modrm(&[], false, false, &[0x8B], T1, Rm::Reg(T0)); // mov r11d, r10d
-        self.a.and_imm32(T1, TABLE_ENTRIES as u32 - 1);
+        const { assert!(TABLE_ENTRIES == 1 << 16) };
+        self.a.modrm(&[], false, false, &[0x0F, 0xB7], T1, Rm::Reg(T0)); // movzx r11d, r10w
         self.a.shift(true, T1, 4);
         let table = field(slot_at(slot::TABLES + usize::from(context)));
         self.a.alu(0x03, T1, table); // add
@@ -183,8 +183,8 @@ impl Emitter<'_> {
             return;
         }
         jumps.push(self.find(self.block.key & !CAREFUL));
-        self.count();
         self.a.lea(STACK, at(STACK, 8 + i32::from(more)));
+        self.count_before(Rm::Reg(T0));
         self.a.indirect(false, at(T1, 8));
         self.slow(item, jumps, false);
     }
@@ -210,14 +210,16 @@ impl Emitter<'_> {
             self.a.load(T1, at(T1, 8));
             let next = field(slot_at(slot::JUMP));
             self.a.store(next, T1);
+            let target = field(slot_at(slot::VALUE));
+            self.a.store(target, T0);
             self.in_t1 = None;
             let (operand, more) = self.stack(item, STACK, -8, true, ALL);
             jumps.extend(more);
             self.push_return(item, operand);
-            self.count();
+            self.count_before(target.into());
             self.a.indirect(false, next);
         } else {
-            self.count();
+            self.count_before(Rm::Reg(T0));
             self.a.indirect(false, at(T1, 8));
         }
         self.slow(item, jumps, false);

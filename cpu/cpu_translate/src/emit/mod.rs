@@ -16,7 +16,7 @@ mod system;
 mod system_calls;
 mod x87;
 
-use crate::asm::{Asm, CONTEXT, Patch, T0, T1, cc, field, reg::*};
+use crate::asm::{Asm, CONTEXT, Patch, Rm, T0, T1, cc, field, reg::*};
 use crate::block::{Item, Source, SystemCalls};
 use crate::elide::Range;
 use crate::engine::{Block, Engine, ExitSite, Site};
@@ -57,6 +57,8 @@ enum Stub {
     Careful { jumps: Vec<Patch>, target: u64, done: u16 },
     /// To the interpreter, for the instruction at `target`.
     Interpreted { jumps: Vec<Patch>, target: u64, done: u16 },
+    /// To Rust, with the countdown run out: the guest goes on at the linear address in a register or a field.
+    Expired { jump: Patch, at: Rm },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
     Unlinked { expired: Patch, jump: Patch, target: u64, same_page: Option<u64>, careful: bool },
 }
@@ -147,10 +149,6 @@ impl<'a> Emitter<'a> {
         self.block.guard = self.a.here();
         self.a.bytes(&[0; 4]);
         let miss = self.a.jcc_later(cc::NOT_EQUAL);
-        // cmp qword [countdown], 0
-        self.a.modrm(&[], true, false, &[0x83], 7, field(layout::COUNTDOWN).into());
-        self.a.bytes(&[0]);
-        let service = self.a.jcc_later(cc::SIGN);
         self.block.body = self.a.here();
         if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_) | Plan::CopyVector)) {
             self.need_vector();
@@ -178,9 +176,6 @@ impl<'a> Emitter<'a> {
         self.a.bind(miss);
         self.a.mov_imm32(T1, id);
         self.a.jmp(self.engine.thunks.miss);
-        self.a.bind(service);
-        self.a.mov_imm32(T1, id);
-        self.a.jmp(self.engine.thunks.service);
     }
 
     /// The result.
@@ -338,6 +333,12 @@ impl<'a> Emitter<'a> {
         self.a.modrm(&[], true, false, &[0x83], 5, field(layout::COUNTDOWN).into());
         self.a.bytes(&[self.done as u8]);
     }
+    /// As `count`, before a jump whose target is where `at` says.
+    fn count_before(&mut self, at: Rm) {
+        self.count();
+        let jump = self.a.jcc_later(cc::SIGN);
+        self.stubs.push(Stub::Expired { jump, at });
+    }
 
     fn emit_stubs(&mut self) {
         while let Some(stub) = self.stubs.pop() {
@@ -380,6 +381,11 @@ impl<'a> Emitter<'a> {
                     self.count();
                     self.a.mov_imm(T1, target);
                     self.a.jmp(self.engine.thunks.interpret);
+                }
+                Stub::Expired { jump, at } => {
+                    self.a.bind(jump);
+                    self.a.modrm(&[], true, false, &[0x8B], T1, at); // mov
+                    self.a.jmp(self.engine.thunks.resume);
                 }
                 Stub::Unlinked { expired, jump, target, same_page, careful } => {
                     self.a.bind(expired);

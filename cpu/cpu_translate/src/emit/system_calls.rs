@@ -89,7 +89,7 @@ impl Emitter<'_> {
         self.image(1, 3); // or
         self.segment(SegmentIndex::Ss, STACK | 3 << 5);
         self.level(3, 0);
-        self.count();
+        self.count_before(Rm::Reg(RCX));
         self.a.indirect(false, next);
         self.slow_barrier(item, jumps);
     }
