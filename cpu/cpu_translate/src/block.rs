@@ -20,6 +20,8 @@ use x86_emulate::{Op, integer, vector, x87};
 
 /// Longest superblock.
 pub const MAX_INSTRUCTIONS: usize = 96;
+/// Most superblocks have no more.
+const TYPICAL_INSTRUCTIONS: usize = 32;
 const MAX_BRANCHES: usize = 12;
 /// Instructions behind a jump or call that is followed.
 const MAX_FOLLOWED: usize = 40;
@@ -153,7 +155,7 @@ pub fn read(
 ) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
-    let mut items: Vec<Item> = Vec::new();
+    let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
     let mut path = Path::new(first as u64);
     let mut at = first;
     let mut closing = None;
@@ -200,7 +202,7 @@ pub fn read(
 }
 
 fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) -> Item {
-    let (op, pure) = lowered(&insn, ctx);
+    let Lowered { op, pure, integer } = lowered(&insn, ctx);
     let plan = match pure {
         true => match plan::plan(&insn, bytes, ctx, host) {
             Plan::Call if insn.mnemonic() == Mnemonic::Fldcw => Plan::Barrier,
@@ -211,10 +213,8 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
     let mut raw = [0; 15];
     raw[..bytes.len()].copy_from_slice(bytes);
     let sees_x87 = match plan {
-        Plan::Barrier | Plan::Syscall | Plan::Sysret => {
-            !pure || integer::lower::<SoftCore>(&insn, ctx).is_none()
-        }
-        _ => pure && integer::lower::<SoftCore>(&insn, ctx).is_none(),
+        Plan::Barrier | Plan::Syscall | Plan::Sysret => !pure || !integer,
+        _ => pure && !integer,
     };
     let (live_after, live_target) = (liveness::ALL, liveness::ALL);
     Item {
@@ -299,18 +299,28 @@ impl Path {
     }
 }
 
-/// The interpreter's operation, and whether it leaves modes, mappings and vector state alone.
-fn lowered(insn: &Instruction, ctx: &LowerContext) -> (Op<SoftCore>, bool) {
-    let pure =
-        integer::lower(insn, ctx).or_else(|| vector::lower(insn, ctx)).or_else(|| x87::lower(insn, ctx));
-    match pure {
+/// An instruction as the interpreter sees it.
+struct Lowered {
+    op: Op<SoftCore>,
+    /// Leaves modes, mappings and vector state alone.
+    pure: bool,
+    /// Of the integer family.
+    integer: bool,
+}
+
+fn lowered(insn: &Instruction, ctx: &LowerContext) -> Lowered {
+    let integer = integer::lower(insn, ctx);
+    let is_integer = integer.is_some();
+    let pure = integer.or_else(|| vector::lower(insn, ctx)).or_else(|| x87::lower(insn, ctx));
+    let (op, pure) = match pure {
         // The families are asked in the interpreter's order; one of the system's comes before some of these.
         Some(_) if x86_emulate::system::lower::<SoftCore>(insn, ctx).is_some() => {
             (lower::lower(insn, ctx), false)
         }
         Some(op) => (op, !loads_masks(insn)),
         None => (lower::lower(insn, ctx), false),
-    }
+    };
+    Lowered { op, pure, integer: is_integer }
 }
 
 /// The masks of MXCSR and of the x87 control word are a part of the context.

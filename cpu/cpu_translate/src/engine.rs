@@ -210,10 +210,20 @@ impl Engine {
 
     /// The translation at `place`, made if need be.
     fn translation(&mut self, core: &SoftCore, place: &Place, key: u8) -> Option<u32> {
-        if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
-            return Some(*id);
+        let which = place.linear ^ place.at >> 12 << 48;
+        let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
+        let (asked, times) = &mut self.asked[slot];
+        // What is being counted is not translated yet: no need to look.
+        if *asked != which || *times >= self.threshold {
+            if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
+                return Some(*id);
+            }
+            if *asked != which {
+                (*asked, *times) = (which, 0);
+            }
         }
-        if !self.is_worth_it(place) {
+        *times = times.saturating_add(1);
+        if *times <= self.threshold {
             return None;
         }
         if self.is_full() {
@@ -225,18 +235,6 @@ impl Engine {
         self.by_place.insert((place.linear, place.at, key), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
-    }
-
-    /// Counts that `place` was asked for: whether it has been often enough.
-    fn is_worth_it(&mut self, place: &Place) -> bool {
-        let which = place.linear ^ place.at >> 12 << 48;
-        let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
-        let (asked, times) = &mut self.asked[slot];
-        if *asked != which {
-            (*asked, *times) = (which, 0);
-        }
-        *times += 1;
-        *times > self.threshold
     }
 
     /// Another block may not find room.
