@@ -23,6 +23,18 @@ const NEEDS: &[Need] = &[
         package: "ovmf",
         purpose: "UEFI firmware that boots bedplate-metal.efi",
     },
+    Need { program: "bochs-bin", package: "bochs", purpose: "emulates Intel's VMX, and SVM with next RIPs" },
+    Need {
+        program: "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
+        package: "bochs-term",
+        purpose: "the smallest display that Bochs's package wants",
+    },
+    Need {
+        program: "/usr/share/bochs/BIOS-bochs-latest",
+        package: "bochsbios",
+        purpose: "the same for its firmware",
+    },
+    Need { program: "mformat", package: "mtools", purpose: "makes boot volumes for Bochs" },
     Need { program: "qemu-img", package: "qemu-utils", purpose: "checks qcow2 images" },
     Need { program: "mmdebstrap", package: "mmdebstrap", purpose: "builds the Debian disk" },
     Need { program: "iasl", package: "acpica-tools", purpose: "disassembles our ACPI tables" },

@@ -34,6 +34,8 @@ pub fn decode(fields: &impl Fields) -> Exit {
         32 => Exit::Msr { write: true },
         40 => Exit::Pause,
         48 => nested_fault(fields),
+        // Tables that no processor understands.
+        49 => Exit::Invalid,
         52 => Exit::Timer,
         other => Exit::Instruction(other),
     }
@@ -141,6 +143,7 @@ mod tests {
             (52, Exit::Timer),
             (28, Exit::Instruction(28)),
             (1 << 31 | 33, Exit::Invalid),
+            (49, Exit::Invalid),
         ] {
             assert_eq!(decode(&told(reason, 0)), exit);
         }

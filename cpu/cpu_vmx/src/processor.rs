@@ -12,6 +12,9 @@ use x86_defs::msr::FEATURE_CONTROL;
 /// Capability registers (SDM vol. 3D, appendix A).
 const VMX_BASIC: u32 = 0x480;
 const VMX_MISC: u32 = 0x485;
+/// The first of four: pin-based, primary, exit and entry controls.
+const PIN: u32 = 0x481;
+const TRUE_PIN: u32 = 0x48D;
 const CR0_FIXED_0: u32 = 0x486;
 const CR0_FIXED_1: u32 = 0x487;
 const CR4_FIXED_0: u32 = 0x488;
@@ -84,29 +87,31 @@ impl Vmx {
 
     /// Looks. Only at privilege level 0, where MSRs can be read.
     pub fn detect() -> Result<Self, Unavailable> {
-        if !Self::is_present() {
+        // SAFETY: `judge` asks for registers that a processor of which it knows so much has.
+        let msr = |number| unsafe { read_msr(number) };
+        Self::judge(Self::is_present(), supported_xcr0(), msr)
+    }
+
+    /// What a processor is with these answers. Registers are read only where those before say that they exist.
+    fn judge(present: bool, xcr0: Option<u64>, msr: impl Fn(u32) -> u64) -> Result<Self, Unavailable> {
+        if !present {
             return Err(Unavailable::Absent);
         }
-        // SAFETY: a processor with VMX has it.
-        if is_locked_off(unsafe { read_msr(FEATURE_CONTROL) }) {
+        if is_locked_off(msr(FEATURE_CONTROL)) {
             return Err(Unavailable::Locked);
         }
-        // SAFETY: as above; the "true" ones exist if this says so.
-        let read = |number| unsafe { read_msr(number) };
-        let basic = read(VMX_BASIC);
-        let first = if basic & TRUE_CONTROLS != 0 { 0x48D } else { 0x481 };
-        let control = |n: u32| Allowed(read(first + n));
-        let (pin, primary, leave, enter) = (control(0), control(1), control(2), control(3));
+        let basic = msr(VMX_BASIC);
+        let first = if basic & TRUE_CONTROLS != 0 { TRUE_PIN } else { PIN };
+        let [pin, primary, leave, enter] = [0, 1, 2, 3].map(|n| Allowed(msr(first + n)));
         if !primary.has(primary::SECONDARY) {
             return Err(Unavailable::TooOld);
         }
-        let secondary = Allowed(read(SECONDARY));
+        let secondary = Allowed(msr(SECONDARY));
         if !secondary.has(secondary::EPT | secondary::UNRESTRICTED_GUEST) {
             return Err(Unavailable::TooOld);
         }
         let offered = Offered { pin, primary, secondary, leave, enter };
-        let xcr0 = supported_xcr0().ok_or(Unavailable::NoXsave)?;
-        Self::of(basic, &offered, read(EPT_VPID), read(VMX_MISC), xcr0)
+        Self::of(basic, &offered, msr(EPT_VPID), msr(VMX_MISC), xcr0.ok_or(Unavailable::NoXsave)?)
     }
 
     /// From the capability registers.
@@ -210,6 +215,7 @@ impl Vmx {
 pub(crate) mod tests {
     use super::*;
     use crate::controls::tests::all;
+    use std::string::ToString;
 
     /// What Bochs 2.7's `corei7_skylake_x` says.
     pub fn vmx() -> Vmx {
@@ -230,10 +236,43 @@ pub(crate) mod tests {
         assert_eq!(Vmx::of(0x2B, &all(), 0x0F01_0633_4101, 0, 7), Err(Unavailable::TooOld));
     }
 
+    /// A processor's registers, without "true" controls; `missing` is a bit of the secondary ones.
+    fn registers(number: u32, feature_control: u64, missing: u32) -> u64 {
+        let offered = all();
+        match number {
+            FEATURE_CONTROL => feature_control,
+            VMX_BASIC => 0x2B,
+            PIN => offered.pin.0,
+            0x482 => offered.primary.0,
+            0x483 => offered.leave.0,
+            0x484 => offered.enter.0,
+            SECONDARY => offered.secondary.0 & !(u64::from(missing) << 32),
+            EPT_VPID => 0x0F01_0633_4141,
+            VMX_MISC => 5,
+            other => panic!("it may have no register {other:#x}"),
+        }
+    }
+
     #[test]
-    fn firmwares_lock_is_seen() {
-        assert!(is_locked_off(LOCK) && is_locked_off(LOCK | 2));
-        assert!(!is_locked_off(LOCK | VMXON_ALLOWED) && !is_locked_off(0));
+    fn what_is_missing_is_told() {
+        let judge = |feature_control, missing| {
+            Vmx::judge(true, Some(7), |number| registers(number, feature_control, missing))
+        };
+        for allowed in [0, LOCK | VMXON_ALLOWED] {
+            assert_eq!(judge(allowed, 0).unwrap().revision, 0x2B);
+        }
+        // Locked without VMX, or with VMX for SMX only: nothing else is looked at.
+        for locked in [LOCK, LOCK | 2] {
+            let only = |number| if number == FEATURE_CONTROL { locked } else { panic!("{number:#x}") };
+            assert_eq!(Vmx::judge(true, Some(7), only), Err(Unavailable::Locked));
+        }
+        assert!(Unavailable::Locked.to_string().contains("locked"));
+        assert_eq!(judge(0, secondary::EPT), Err(Unavailable::TooOld));
+        assert_eq!(judge(0, secondary::UNRESTRICTED_GUEST), Err(Unavailable::TooOld));
+        let no_vmx = Vmx::judge(false, Some(7), |_| panic!("it has no such register"));
+        assert_eq!(no_vmx, Err(Unavailable::Absent));
+        let no_xsave = Vmx::judge(true, None, |number| registers(number, 0, 0));
+        assert_eq!(no_xsave, Err(Unavailable::NoXsave));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! `cargo xtask metal`: the bare-metal image, built, booted in an emulator, and judged by its serial log.
 
+mod bochs;
+mod bochs_rows;
 mod bundle;
 mod emulator;
 mod isolation;
+mod loadable;
 mod rows;
 mod toolchain;
 
@@ -13,6 +16,7 @@ use clap::{Args, Subcommand};
 
 use crate::summary::Summary;
 use crate::workspace;
+use bochs::Bochs;
 use bundle::BundleOptions;
 use emulator::{Boot, Ending, Qemu};
 pub use rows::test;
@@ -25,7 +29,7 @@ pub enum Metal {
     Build,
     /// Make a bundle of a guest of the catalogue; its path is the last line.
     Bundle(BundleOptions),
-    /// Boot the image in QEMU with AMD SVM, serial line on this terminal (Ctrl-A x ends QEMU).
+    /// Boot the image in QEMU with AMD SVM, serial line on this terminal (Ctrl-A x ends QEMU); or in Bochs.
     Run(RunOptions),
     /// Boot it, with and without guests, and judge its serial log.
     Test(TestOptions),
@@ -43,6 +47,10 @@ pub struct RunOptions {
     /// Boot the UEFI application by OVMF.
     #[arg(long)]
     uefi: bool,
+    /// Boot it in Bochs instead of QEMU, on this processor (`corei7_skylake_x` has VMX, `ryzen` has SVM): the serial
+    /// line is shown, typing is not.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["qemu", "machine_memory", "machine_cpus"])]
+    bochs: Option<String>,
     /// More arguments for QEMU, each given by itself.
     #[arg(long, allow_hyphen_values = true)]
     qemu: Vec<String>,
@@ -92,10 +100,14 @@ fn build_exit_bench() -> Result<PathBuf> {
 /// The UEFI application with `image` inside.
 fn build_efi(image: &Path) -> Result<PathBuf> {
     let toolchain = toolchain::find(&UEFI)?;
-    let built =
-        toolchain.build(&UEFI, "uefi_loader", "bedplate-loader", &[("BEDPLATE_METAL_IMAGE", image)])?;
     let folder = workspace::target_folder()?.join("metal");
     std::fs::create_dir_all(&folder).context("cannot make a folder for the UEFI application")?;
+    let inside = folder.join("bedplate-metal.elf");
+    let whole = std::fs::read(image).context("cannot read the image")?;
+    std::fs::write(&inside, loadable::loadable(&whole)?)
+        .context("cannot write what of the image is loaded")?;
+    let built =
+        toolchain.build(&UEFI, "uefi_loader", "bedplate-loader", &[("BEDPLATE_METAL_IMAGE", &inside)])?;
     let efi = folder.join("bedplate-metal.efi");
     std::fs::copy(&built, &efi).context("cannot copy the UEFI application")?;
     Ok(efi)
@@ -104,6 +116,11 @@ fn build_efi(image: &Path) -> Result<PathBuf> {
 fn interactive(options: &RunOptions) -> Result<()> {
     let bundle = bundle::make(&options.bundle)?;
     let image = build()?;
+    if let Some(model) = &options.bochs {
+        let machine = Bochs { bundle: Some(bundle), shown: true, ..Bochs::new(&build_efi(&image)?, model) };
+        machine.run(u64::from(u32::MAX))?;
+        return Ok(());
+    }
     let boot = if options.uefi { Boot::Uefi(build_efi(&image)?) } else { Boot::Pvh(image) };
     let qemu = Qemu {
         memory_mib: options.machine_memory,

@@ -9,7 +9,7 @@ use guest_trials::{FileServer, Outcome, pattern, pattern_sum};
 
 use super::bundle::{self, BundleOptions};
 use super::emulator::{self, Boot, Ending, Qemu};
-use super::{build, build_efi, build_exit_bench, isolation};
+use super::{bochs, bochs_rows, build, build_efi, build_exit_bench, isolation, loadable};
 use crate::summary::Summary;
 use crate::{exec, workspace};
 
@@ -94,6 +94,16 @@ pub fn test(summary: &mut Summary, only: Option<&str>) {
             }
         }
     }
+    for row in bochs_rows::ROWS.iter().filter(|row| only.is_none_or(|only| row.name.contains(only))) {
+        if !bochs::missing().is_empty() {
+            let reason = format!("{} not installed: cargo xtask setup", bochs::missing().join(", "));
+            summary.not_run(row.name, &reason);
+        } else if row.with_guest && !guest {
+            summary.not_run(row.name, "its guest is not prepared: bedplate guest fetch cloud");
+        } else {
+            summary.step(row.name, || (row.run)(&images.efi));
+        }
+    }
 }
 
 impl Images {
@@ -163,9 +173,8 @@ struct Guest {
     says: Vec<String>,
 }
 
-/// Boots the guests; each reaches the initrd's marker, says what it must, gets its checksum right and switches itself
-/// off. The serial log.
-fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
+/// The bundle that runs these guests.
+fn bundle_of(cpus: u32, guests: &[Guest]) -> Result<PathBuf> {
     let words = |guest: &Guest| {
         format!("quiet {} bedplate.checksum={ROUNDS},{POOL_KIB} bedplate.poweroff", guest.verbs)
     };
@@ -180,11 +189,27 @@ fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
         cpu_model: "x86-64-v3,-vme".into(),
         output: None,
     };
+    bundle::make(&options)
+}
+
+/// Boots the guests; each reaches the initrd's marker, says what it must, gets its checksum right and switches itself
+/// off. The serial log.
+fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
     let started = Instant::now();
-    let bundle = Some(bundle::make(&options)?);
+    let bundle = Some(bundle_of(cpus, guests)?);
     // Firmware waits in loops, which take long where instructions are time.
     let counted = matches!(qemu.boot, Boot::Pvh(_));
     let (log, ending) = Qemu { bundle, counted, ..qemu }.run(PATIENCE)?;
+    expect_guests(&log, cpus, guests)?;
+    if ending != Ending::Good {
+        bail!("it did not end well:\n{log}");
+    }
+    eprintln!("{} VMs of {cpus} vCPUs: {:.1} s", guests.len(), started.elapsed().as_secs_f64());
+    Ok(log)
+}
+
+/// Whether all said what they must, and ended.
+fn expect_guests(log: &str, cpus: u32, guests: &[Guest]) -> Result<()> {
     let sum = format!("BEDPLATE-CHECKSUM final {}", guest_trials::checksum_job(ROUNDS, POOL_KIB));
     let ready = format!("{} {cpus} cpus", guest_catalog::READY_MARKER);
     for (vm, guest) in (1..).zip(guests) {
@@ -194,19 +219,27 @@ fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
         words.extend(guest.says.iter().map(String::as_str));
         words.push(&sum);
         expect(&own.join("\n"), &words).with_context(|| format!("VM {vm}; the whole log:\n{log}"))?;
-        expect(&log, &[&format!("VM `vm{vm}` has ended: PoweredOff")])?;
+        expect(log, &[&format!("VM `vm{vm}` has ended: PoweredOff")])?;
     }
-    if ending != Ending::Good {
-        bail!("it did not end well:\n{log}");
-    }
-    eprintln!("{} VMs of {cpus} vCPUs: {:.1} s", guests.len(), started.elapsed().as_secs_f64());
-    Ok(log)
+    Ok(())
 }
 
+/// A guest without devices.
+const PLAIN: Guest = Guest { verbs: String::new(), lines: vec![], says: vec![] };
+
 fn linux(qemu: &Qemu, cpus: u32) -> Result<Outcome> {
-    let guest = Guest { verbs: String::new(), lines: vec![], says: vec![] };
-    boot(qemu.clone(), cpus, &[guest])?;
+    boot(qemu.clone(), cpus, &[PLAIN])?;
     Ok(Outcome::Passed)
+}
+
+/// The bundle with one guest without devices.
+pub fn linux_bundle(cpus: u32) -> Result<PathBuf> {
+    bundle_of(cpus, &[PLAIN])
+}
+
+/// Whether that guest did what it must.
+pub fn expect_linux(log: &str, cpus: u32) -> Result<()> {
+    expect_guests(log, cpus, &[PLAIN])
 }
 
 /// The first serves a file to the second through the switch; both get their addresses from QEMU's DHCP server.
@@ -287,13 +320,23 @@ const TOLERANCE: u64 = 10;
 
 /// The guest of our own says what its exits cost; QEMU counts instructions, so that it is the same on every host.
 fn exit_costs(images: &Images) -> Result<Outcome> {
+    let bundle = Some(exit_bench_bundle()?);
+    let (log, _) = Qemu { bundle, counted: true, ..images.pvh()? }.run(PATIENCE)?;
+    compare_costs(&log, EXIT_COSTS)
+}
+
+/// The bundle with that guest.
+pub fn exit_bench_bundle() -> Result<PathBuf> {
     let spec = "[[vm]]\nmemory_mib = 64\ncpu_model = \"x86-64-v3,-vme\"\nkernel = \"bench\"\ndisk = \"ram:blank.img\"\n";
     let bench = fs::read(build_exit_bench()?).context("cannot read the guest")?;
-    let files = [("bench", bench), (bundle::BLANK, vec![0; 1 << 20])];
-    let bundle = Some(bundle::write(spec, &files, None)?);
-    let (log, _) = Qemu { bundle, counted: true, ..images.pvh()? }.run(PATIENCE)?;
+    let files = [("bench", loadable::loadable(&bench)?), (bundle::BLANK, vec![0; 1 << 20])];
+    bundle::write(spec, &files, None)
+}
+
+/// Whether the guest says what was pinned.
+pub fn compare_costs(log: &str, costs: &[(&str, u64)]) -> Result<Outcome> {
     let mut wrong = Vec::new();
-    for (what, pinned) in EXIT_COSTS {
+    for (what, pinned) in costs {
         let line = log.lines().find_map(|line| line.split_once(&format!("EXIT-COST {what}: ")));
         let cost: u64 = match line.map(|(_, number)| number.trim().parse()) {
             Some(Ok(cost)) => cost,
