@@ -61,6 +61,10 @@ impl CodeMemory {
         }
     }
 
+    /// Address of the first byte.
+    pub fn start(&self) -> u64 {
+        self.executable.as_ptr() as u64
+    }
     /// Address at which the next [`CodeMemory::append`] will be executable.
     pub fn next(&self) -> u64 {
         self.executable.as_ptr() as u64 + self.used as u64

@@ -9,12 +9,13 @@ use cpu_soft::translate::{Exit, Place, Translator};
 use guest_memory::GuestRam;
 use hashbrown::HashMap;
 use std::io;
+use std::num::NonZeroU32;
 use x86_defs::cpuid::FeatureSet;
 use x86_emulate::cpu::RIP;
 use x86_emulate::{ModeKey, Op};
 
 /// Code of one vCPU.
-const CODE_BYTES: usize = 32 << 20;
+const CODE_BYTES: usize = 24 << 20;
 /// Room that a block is sure to find.
 const BLOCK_BYTES: usize = 64 << 10;
 /// Operations kept beside the code.
@@ -70,14 +71,28 @@ pub struct Block {
     pub live: bool,
 }
 
+/// Of a RAM page, in few bits: there are many exits.
+#[derive(Clone, Copy)]
+pub struct PageNumber(NonZeroU32);
+
+impl PageNumber {
+    /// `None` beyond 16 TiB.
+    pub fn of(at: u64) -> Option<Self> {
+        u32::try_from((at >> 12) + 1).ok().and_then(NonZeroU32::new).map(Self)
+    }
+    pub fn get(self) -> u64 {
+        u64::from(self.0.get()) - 1
+    }
+}
+
 /// A jump out of a block to a fixed address.
 pub struct ExitSite {
-    /// Address of the jump's displacement.
-    pub jump: u64,
+    /// Where in the code the jump's displacement is.
+    pub jump: u32,
     /// Where it leads in the guest.
     pub target: u64,
     /// The RAM page of the block if the target is in the same page: then no guard is needed.
-    pub same_page: Option<u64>,
+    pub same_page: Option<PageNumber>,
     /// It leads to a careful translation.
     pub careful: bool,
 }
@@ -286,13 +301,13 @@ impl Engine {
 
     /// Where to go on at RIP by the handlers as far as memory goes: for the one instruction there at least.
     /// It is in RAM page `page`, as the code that ran: that is tracked.
-    pub fn go_on_carefully(&mut self, core: &mut SoftCore, page: Option<u64>) -> u64 {
+    pub fn go_on_carefully(&mut self, core: &mut SoftCore, page: Option<PageNumber>) -> u64 {
         self.exit = Exit::Branch;
         if !runtime::may_go_on(core) {
             return self.thunks.leave;
         }
         let linear = core.cpu.gpr[RIP];
-        let place = core.known_place(linear).filter(|p| Some(p.at >> 12) == page);
+        let place = core.known_place(linear).filter(|p| page.is_some_and(|page| page.get() == p.at >> 12));
         if let (Some(context), Some(place)) = (self.context(core), place) {
             let key = context | CAREFUL;
             // Not if all had to be dropped: emitted code waits for us.
@@ -325,10 +340,10 @@ impl Engine {
         if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
             let b = &self.blocks[*id as usize];
             let to = match self.exits[n].same_page {
-                Some(page) if page == place.at >> 12 => b.body,
+                Some(page) if page.get() == place.at >> 12 => b.body,
                 _ => b.guarded,
             };
-            self.memory.patch_jump(self.exits[n].jump, to);
+            self.memory.patch_jump(self.memory.start() + u64::from(self.exits[n].jump), to);
         }
     }
 

@@ -19,7 +19,7 @@ mod x87;
 use crate::asm::{Asm, CONTEXT, Patch, Rm, T0, T1, cc, field, reg::*};
 use crate::block::{Item, Source, SystemCalls};
 use crate::elide::Range;
-use crate::engine::{Block, Engine, ExitSite, Site};
+use crate::engine::{Block, Engine, ExitSite, PageNumber, Site};
 use crate::liveness::{self, Flags};
 use crate::plan::Plan;
 use crate::thunks::{slot, slot_at};
@@ -60,7 +60,7 @@ enum Stub {
     /// To Rust, with the countdown run out: the guest goes on at the linear address in a register or a field.
     Expired { jump: Patch, at: Rm },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
-    Unlinked { expired: Patch, jump: Patch, target: u64, same_page: Option<u64>, careful: bool },
+    Unlinked { expired: Patch, jump: Patch, target: u64, same_page: Option<PageNumber>, careful: bool },
 }
 
 /// See the module's header.
@@ -316,16 +316,16 @@ impl<'a> Emitter<'a> {
         self.exit(target, self.same_page(target), false);
     }
     /// `same_page`: without a guard if it is in this RAM page.
-    fn exit(&mut self, target: u64, same_page: Option<u64>, careful: bool) {
+    fn exit(&mut self, target: u64, same_page: Option<PageNumber>, careful: bool) {
         self.count();
         let expired = self.a.jcc_later(cc::SIGN);
         let jump = self.a.jmp_later();
         self.stubs.push(Stub::Unlinked { expired, jump, target, same_page, careful });
     }
     /// The RAM page of the block if `target` is in the same page.
-    fn same_page(&self, target: u64) -> Option<u64> {
+    fn same_page(&self, target: u64) -> Option<PageNumber> {
         let same = (target ^ self.place.linear) & !0xFFF == 0;
-        same.then_some(self.place.at >> 12)
+        PageNumber::of(self.place.at).filter(|_| same)
     }
 
     /// Takes the instructions up to this one off the countdown.
@@ -390,8 +390,9 @@ impl<'a> Emitter<'a> {
                 Stub::Unlinked { expired, jump, target, same_page, careful } => {
                     self.a.bind(expired);
                     self.a.bind(jump);
-                    let site = self.block.guarded + jump.0 as u64;
-                    self.engine.exits.push(ExitSite { jump: site, target, same_page, careful });
+                    let code = self.block.guarded - self.engine.memory.start();
+                    let jump = code as u32 + jump.0 as u32;
+                    self.engine.exits.push(ExitSite { jump, target, same_page, careful });
                     self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);
                     self.a.jmp(self.engine.thunks.exit);
                 }
