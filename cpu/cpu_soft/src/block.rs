@@ -115,6 +115,12 @@ impl BlockCache {
         Some((b.heat, b.page))
     }
 
+    /// Times that a block at a place in RAM was run.
+    pub fn heat(&self, at: u64, mode: ModeKey) -> u32 {
+        let block = self.find(at, mode).and_then(|id| self.blocks.get(id as usize));
+        block.map_or(0, |b| b.heat)
+    }
+
     /// The block at a place in RAM.
     pub fn find(&self, at: u64, mode: ModeKey) -> Option<BlockId> {
         self.by_place.get(&(at, mode)).copied()

@@ -25,13 +25,16 @@ pub trait TranslatorFactory: Send + Sync {
     fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>>;
 }
 
+/// Times that the interpreter came to an offset in the RAM span.
+pub type Heat<'a> = dyn Fn(u64) -> u32 + 'a;
+
 /// The hot tier of one vCPU.
 pub trait Translator: Send {
     /// Times that the interpreter runs a block before the translator is asked for it.
     fn threshold(&self) -> u32;
     /// Runs translated code from `place` on, translating it first if need be. `None`: it does not take this
-    /// place, nothing was done.
-    fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit>;
+    /// place, nothing was done. `heat`: how often the interpreter came to an offset in the RAM span, in the mode of now.
+    fn run(&mut self, core: &mut SoftCore, place: &Place, heat: &Heat<'_>) -> Option<Exit>;
     /// RAM page `page` was written: translations of it must not be entered again.
     fn forget_page(&mut self, page: u64);
     /// No translation may be entered again.
@@ -223,7 +226,8 @@ impl SoftVcpu {
         let place = Place { linear, at: page << 12 | linear & 0xFFF, mode: self.core.cpu.mode };
         let whole = *budget * SPEED;
         self.core.hot.budget = whole;
-        let exit = translator.run(&mut self.core, &place);
+        let heat = |at| self.cache.heat(at, place.mode);
+        let exit = translator.run(&mut self.core, &place, &heat);
         let ran = (whole - self.core.hot.budget).max(0);
         self.instructions += ran as u64;
         *budget -= (ran + SPEED - 1) / SPEED;

@@ -1,6 +1,6 @@
 //! From the bytes of a page to a translated superblock.
 //!
-//! A superblock goes on behind conditional branches that are not taken, follows direct jumps and calls and the returns of
+//! A superblock goes on behind conditional branches, or where these were mostly taken to, follows direct jumps and calls and the returns of
 //! these, goes through short loops more than once, ends at every other branch, and never leaves its page. Offsets are
 //! from the start of the page.
 
@@ -10,7 +10,7 @@ use crate::engine::{Block, CAREFUL, Engine};
 use crate::liveness::{self, Flags};
 use crate::plan::{self, Plan};
 use cpu_soft::SoftCore;
-use cpu_soft::translate::Place;
+use cpu_soft::translate::{Heat, Place};
 use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, decode};
 use x86_defs::Exception;
 use x86_defs::control::CR4_SMAP;
@@ -31,6 +31,8 @@ const MAX_CALLS: usize = 4;
 const MAX_TURNS: usize = 4;
 const MAX_UNROLLED: usize = 48;
 const PAGE: usize = 4096;
+/// Times that the interpreter must have come to a branch for a guess where it leads.
+const KNOWN: u32 = 8;
 
 /// One instruction on its way.
 pub struct Item {
@@ -120,7 +122,13 @@ pub struct Source {
 
 /// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]. `None`: its first instruction does not fit the page, as may happen if somebody just
 /// changed it.
-pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, key: u8) -> Option<Block> {
+pub fn translate(
+    engine: &mut Engine,
+    core: &SoftCore,
+    place: &Place,
+    key: u8,
+    heat: &Heat<'_>,
+) -> Option<Block> {
     let mut page = Box::new([0; PAGE]);
     core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
     let behind = core.known_place((place.linear | (PAGE as u64 - 1)).wrapping_add(1)).map(|next| {
@@ -128,7 +136,7 @@ pub fn translate(engine: &mut Engine, core: &SoftCore, place: &Place, key: u8) -
         core.ram().load_bytes(next.at, &mut bytes);
         bytes
     });
-    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref());
+    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), heat);
     elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), key & CAREFUL != 0);
     let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
     source.system_calls = SystemCalls { entry, smap };
@@ -152,11 +160,13 @@ pub fn read(
     host: &plan::Host,
     page: Box<[u8; PAGE]>,
     behind: Option<&[u8; MAX_LENGTH]>,
+    heat: &Heat<'_>,
 ) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
     let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
-    let mut path = Path::new(first as u64);
+    let heat = |offset: u64| heat(place.at & !(PAGE as u64 - 1) | offset);
+    let mut path = Path::new(first as u64, &heat);
     let mut at = first;
     let mut closing = None;
     while items.len() < path.limit {
@@ -233,8 +243,12 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
 }
 
 /// The way of a superblock through its page.
-struct Path {
+struct Path<'a> {
     first: u64,
+    /// Start of the straight run under way.
+    run: u64,
+    /// How often the interpreter came to an offset.
+    heat: &'a Heat<'a>,
     /// Instructions at most.
     limit: usize,
     branches: usize,
@@ -244,13 +258,21 @@ struct Path {
     returns: Vec<u64>,
 }
 
-impl Path {
-    fn new(first: u64) -> Self {
-        Self { first, limit: MAX_INSTRUCTIONS, branches: 0, turns: 0, returns: Vec::new() }
+impl<'a> Path<'a> {
+    fn new(first: u64, heat: &'a Heat<'a>) -> Self {
+        Self { first, run: first, heat, limit: MAX_INSTRUCTIONS, branches: 0, turns: 0, returns: Vec::new() }
     }
 
     /// Where it goes on behind `item`, which `before` others precede; `None`: it ends there.
     fn next(&mut self, item: &Item, before: usize) -> Option<u64> {
+        let next = self.way_on(item, before)?;
+        if item.insn.flow_control() != FlowControl::Next {
+            self.run = next;
+        }
+        Some(next)
+    }
+
+    fn way_on(&mut self, item: &Item, before: usize) -> Option<u64> {
         let insn = &item.insn;
         let inside = |target: u64| Some(target).filter(|t| *t < PAGE as u64);
         match item.plan {
@@ -279,10 +301,17 @@ impl Path {
                 {
                     return Some(start);
                 }
-                Some(insn.next_ip())
+                Some(if self.is_taken(insn) { insn.near_branch_target() } else { insn.next_ip() })
             }
             _ => Some(insn.next_ip()),
         }
+    }
+
+    /// Whether a conditional branch forwards was mostly taken: the interpreter's blocks begin behind each branch.
+    fn is_taken(&self, insn: &Instruction) -> bool {
+        let (target, behind) = (insn.near_branch_target(), insn.next_ip());
+        let came = (self.heat)(self.run);
+        (behind..PAGE as u64).contains(&target) && came >= KNOWN && (self.heat)(behind) < came / 3
     }
 
     /// Once more through a loop, if it is short.

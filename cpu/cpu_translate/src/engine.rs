@@ -5,7 +5,7 @@ use crate::code_memory::CodeMemory;
 use crate::thunks::{Thunks, slot};
 use crate::{block, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
-use cpu_soft::translate::{Exit, Place, Translator};
+use cpu_soft::translate::{Exit, Heat, Place, Translator};
 use guest_memory::GuestRam;
 use hashbrown::HashMap;
 use std::io;
@@ -224,7 +224,7 @@ impl Engine {
     }
 
     /// The translation at `place`, made if need be.
-    fn translation(&mut self, core: &SoftCore, place: &Place, key: u8) -> Option<u32> {
+    fn translation(&mut self, core: &SoftCore, place: &Place, key: u8, heat: &Heat<'_>) -> Option<u32> {
         let which = place.linear ^ place.at >> 12 << 48;
         let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
         let (asked, times) = &mut self.asked[slot];
@@ -233,19 +233,19 @@ impl Engine {
             if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
                 return Some(*id);
             }
-            if *asked != which {
-                (*asked, *times) = (which, 0);
-            }
+            // The count goes on: two that share a slot and take turns would never be translated else.
+            *asked = which;
         }
         *times = times.saturating_add(1);
         if *times <= self.threshold {
             return None;
         }
+        (*asked, *times) = (NOWHERE, 0);
         if self.is_full() {
             self.clear();
         }
         let id = self.blocks.len() as u32;
-        let block = block::translate(self, core, place, key)?;
+        let block = block::translate(self, core, place, key, heat)?;
         self.blocks.push(block);
         self.by_place.insert((place.linear, place.at, key), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
@@ -312,7 +312,8 @@ impl Engine {
             let key = context | CAREFUL;
             // Not if all had to be dropped: emitted code waits for us.
             let known = self.by_place.contains_key(&(place.linear, place.at, key));
-            let id = if known || !self.is_full() { self.translation(core, &place, key) } else { None };
+            let id =
+                if known || !self.is_full() { self.translation(core, &place, key, &|_| 0) } else { None };
             self.show_tables(core);
             if let Some(id) = id {
                 return self.admit(id, core.claim_exec_id(linear));
@@ -381,11 +382,11 @@ impl Translator for Engine {
         self.threshold
     }
 
-    fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
+    fn run(&mut self, core: &mut SoftCore, place: &Place, heat: &Heat<'_>) -> Option<Exit> {
         let exec_id = core.exec_id(place.linear)?;
         let context = self.make_context(core)?;
         let careful = self.careful_at.take() == Some(place.linear);
-        let id = self.translation(core, place, if careful { context | CAREFUL } else { context })?;
+        let id = self.translation(core, place, if careful { context | CAREFUL } else { context }, heat)?;
         let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);
         self.show_tables(core);

@@ -5,7 +5,7 @@ use crate::block::{self, Source};
 use crate::elide;
 use crate::emit::Emitter;
 use crate::engine::Engine;
-use cpu_soft::translate::Place;
+use cpu_soft::translate::{Heat, Place};
 use guest_memory::GuestRam;
 use iced_x86::code_asm::*;
 use std::fmt::Write;
@@ -129,8 +129,22 @@ const SNIPPETS: &[Snippet] = &[
 /// As `SNIPPETS`, at CPL 3.
 const OF_THE_USER: &[Snippet] = &[("a system call", |a| a.syscall())];
 
+/// A branch over what never ran.
+fn mostly_taken() -> String {
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut over = a.create_label();
+    a.test(rdi, rdi).unwrap();
+    a.jne(over).unwrap();
+    a.ud2().unwrap();
+    a.set_label(&mut over).unwrap();
+    a.inc(rax).unwrap();
+    a.jmp(AWAY).unwrap();
+    let code = a.assemble(AT).unwrap();
+    describe("a branch that is mostly taken", &code, 0, &|at| if at == AT & 0xFFF { 16 } else { 0 })
+}
+
 /// What was emitted, in numbers.
-fn describe(name: &str, code: &[u8], cpl: u32) -> String {
+fn describe(name: &str, code: &[u8], cpl: u32, heat: &Heat<'_>) -> String {
     let ram = GuestRam::for_test(1 << 20);
     let features = FeatureSet::of(Feature::ALL);
     let mut engine = Engine::for_golden(&ram, features);
@@ -141,7 +155,7 @@ fn describe(name: &str, code: &[u8], cpl: u32) -> String {
         ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX | cpl << 3,
     );
     let place = Place { linear: AT, at: offset as u64, mode };
-    let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None);
+    let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat);
     elide::find_groups(&mut source, AT & !0xFFF, false);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
@@ -178,8 +192,9 @@ fn emitted_code_is_as_written_down() {
         .map(|((name, snippet), cpl)| {
             let mut a = CodeAssembler::new(64).unwrap();
             snippet(&mut a).unwrap();
-            describe(name, &a.assemble(AT).unwrap(), cpl)
+            describe(name, &a.assemble(AT).unwrap(), cpl, &|_| 0)
         })
+        .chain([mostly_taken()])
         .collect();
     if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
         std::fs::write(FILE, &text).unwrap();

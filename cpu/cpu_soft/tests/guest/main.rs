@@ -4,6 +4,7 @@
 //! take one part of the architecture.
 
 mod alignment;
+mod branches;
 mod breakpoints;
 mod counting;
 mod faults;
