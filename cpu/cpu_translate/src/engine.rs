@@ -130,8 +130,9 @@ pub struct Engine {
     by_place: HashMap<(u64, u64, u8), u32>,
     by_page: HashMap<u64, Vec<u32>>,
     contexts: Vec<Context>,
-    /// By a hash of linear address and RAM page: these, and how often a translation was wanted in vain. Code that is hot
-    /// in one process is cold at the address that the next one has it at.
+    /// By a hash of linear address, RAM page and key: the last for which a translation was wanted in vain, and how often
+    /// one was. Code that is hot in one process is cold at the address that the next one has it at. Several share a
+    /// count, so that none waits for ever.
     asked: Box<[(u64, u32)]>,
     /// Why emitted code leaves.
     pub exit: Exit,
@@ -225,7 +226,7 @@ impl Engine {
 
     /// The translation at `place`, made if need be.
     fn translation(&mut self, core: &SoftCore, place: &Place, key: u8, heat: &Heat<'_>) -> Option<u32> {
-        let which = place.linear ^ place.at >> 12 << 48;
+        let which = place.linear ^ place.at >> 12 << 48 ^ u64::from(key) << 56;
         let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
         let (asked, times) = &mut self.asked[slot];
         // What is being counted is not translated yet: no need to look.
@@ -236,10 +237,11 @@ impl Engine {
             // The count goes on: two that share a slot and take turns would never be translated else.
             *asked = which;
         }
-        *times = times.saturating_add(1);
+        *times += 1;
         if *times <= self.threshold {
             return None;
         }
+        // Nobody's: what was translated has to be found.
         (*asked, *times) = (NOWHERE, 0);
         if self.is_full() {
             self.clear();
