@@ -4,6 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use x86_defs::Exception;
+use x86_emulate::cpu::PendingException;
 
 /// Why the guest was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,50 @@ impl Exit {
     }
 }
 
+/// The event whose delivery an exit interrupted, in the words that EXITINTINFO (APM vol. 2, 15.7.2) and the IDT-vectoring
+/// information (SDM vol. 3C, 25.9.3) have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interrupted {
+    /// Vector in bits 7:0, type in 10:8, bit 31 if there is one.
+    pub event: u32,
+    /// For those that have one.
+    pub error_code: u32,
+}
+
+impl Interrupted {
+    /// Whether there is one.
+    pub fn is_valid(self) -> bool {
+        self.event & 1 << 31 != 0
+    }
+
+    /// The exception, if it is one that the processor raised. Software's are raised anew: RIP is still at the instruction.
+    fn exception(self) -> Option<Exception> {
+        const RAISED: u32 = 3;
+        let raised = self.is_valid() && self.event >> 8 & 7 == RAISED;
+        let vector = Exception::from_vector(self.event as u8).filter(|_| raised)?;
+        (!matches!(vector, Exception::Breakpoint | Exception::Overflow)).then_some(vector)
+    }
+}
+
+impl Exit {
+    /// The exception that the interpreter is to deliver before anything else: the one whose delivery the exit
+    /// interrupted, or the one that exited. `cr2` is the guest's; `debug` is what DR6 is to gather of a #DB.
+    pub fn exception(&self, interrupted: Interrupted, cr2: u64, debug: u64) -> Option<PendingException> {
+        let (vector, error_code) = match (interrupted.exception(), self) {
+            (Some(vector), _) => (vector, interrupted.error_code),
+            (None, Self::Exception { vector, error_code }) => (Exception::from_vector(*vector)?, *error_code),
+            (None, _) => return None,
+        };
+        let address = match vector {
+            Exception::Debug => debug,
+            Exception::PageFault => cr2,
+            _ => 0,
+        };
+        let error_code = if vector.has_error_code() { error_code } else { 0 };
+        Some(PendingException { vector: Some(vector), error_code, address, is_trap: false })
+    }
+}
+
 /// Names of exits, by [`Exit::number`].
 pub const NAMES: [&str; 14] = [
     "host interrupt",
@@ -137,6 +183,26 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exceptions_are_delivered_once() {
+        let exited = Exit::Exception { vector: 17, error_code: 5 };
+        let none = Interrupted::default();
+        let check = exited.exception(none, 0, 0).unwrap();
+        assert_eq!((check.vector, check.error_code), (Some(Exception::AlignmentCheck), 5));
+        let debug = Exit::Exception { vector: 1, error_code: 5 }.exception(none, 0, 0x4001).unwrap();
+        assert_eq!((debug.error_code, debug.address), (0, 0x4001));
+        // A page fault whose delivery needed memory that is not there: it comes first.
+        let fault = Exit::NestedFault { gpa: 0xFEC0_0000, access: 0 };
+        let interrupted = Interrupted { event: 1 << 31 | 1 << 11 | 3 << 8 | 14, error_code: 6 };
+        let page = fault.exception(interrupted, 0x1234, 0).unwrap();
+        assert_eq!((page.vector, page.error_code, page.address), (Some(Exception::PageFault), 6, 0x1234));
+        assert_eq!(fault.exception(none, 0, 0), None);
+        // INT n and INT3 are executed again.
+        for event in [1 << 31 | 4 << 8 | 0x80, 1 << 31 | 3 << 8 | 3, 3 << 8 | 14] {
+            assert_eq!(fault.exception(Interrupted { event, error_code: 0 }, 0, 0), None);
+        }
+    }
 
     #[test]
     fn exits_are_counted_by_name() {

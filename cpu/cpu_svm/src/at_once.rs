@@ -25,7 +25,7 @@ const DR7_ENABLED: u64 = 0xFF;
 /// tells where the next instruction is.
 pub fn serve(vmcb: &mut Vmcb, core: &mut SoftCore, answers: &mut Answers, next_rip: bool) -> Option<Exit> {
     let debugged = vmcb.get(save::RFLAGS) & flags::TF != 0 || vmcb.get(save::DR7) & DR7_ENABLED != 0;
-    if debugged || vmcb.get(control::EXIT_INT_INFO) & control::EVENT_VALID != 0 {
+    if debugged || exit::interrupted(vmcb).is_valid() {
         return None;
     }
     let exit = exit::decode(
@@ -41,7 +41,6 @@ pub fn serve(vmcb: &mut Vmcb, core: &mut SoftCore, answers: &mut Answers, next_r
     vmcb.set(save::RIP, next);
     vmcb.set(save::RFLAGS, vmcb.get(save::RFLAGS) & !flags::RF);
     vmcb.set(control::INTERRUPT_SHADOW, 0);
-    vmcb.set(control::EVENT_INJECTION, 0);
     vmcb.set(control::TLB_CONTROL, 0);
     Some(exit)
 }

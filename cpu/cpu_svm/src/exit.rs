@@ -1,6 +1,9 @@
 //! What an exit means (APM vol. 2, appendix C): the code and the two words beside it.
 
+use crate::vmcb::{Vmcb, control, save};
+use cpu_hardware::exit::Interrupted;
 use cpu_hardware::{Exit, Port};
+use x86_emulate::cpu::PendingException;
 
 /// From EXITCODE, EXITINFO1 and EXITINFO2. Failure is −1 in 64 bits, or (QEMU) in 32.
 pub fn decode(code: u64, info_1: u64, info_2: u64) -> Exit {
@@ -19,6 +22,17 @@ pub fn decode(code: u64, info_1: u64, info_2: u64) -> Exit {
         u64::MAX | 0xFFFF_FFFF => Exit::Invalid,
         _ => Exit::Instruction(code),
     }
+}
+
+/// The exception to deliver in the guest, before anything else. DR6 has what a #DB adds (APM vol. 2, 15.12.2).
+pub fn exception(vmcb: &Vmcb, exit: &Exit) -> Option<PendingException> {
+    exit.exception(interrupted(vmcb), vmcb.get(save::CR2), 0)
+}
+
+/// The event whose delivery the exit interrupted.
+pub fn interrupted(vmcb: &Vmcb) -> Interrupted {
+    let word = vmcb.get(control::EXIT_INT_INFO);
+    Interrupted { event: word as u32, error_code: (word >> 32) as u32 }
 }
 
 /// From a port access's two words (APM vol. 2, 15.10.2); every processor tells the next RIP there.
@@ -45,6 +59,18 @@ mod tests {
         assert_eq!(decode(u64::MAX, 0, 0), Exit::Invalid);
         assert_eq!(decode(u64::from(u32::MAX), 0, 0), Exit::Invalid);
         assert_eq!(decode(0x8D, 0, 0), Exit::Instruction(0x8D));
+    }
+
+    #[test]
+    fn an_interrupted_exception_is_not_the_instructions() {
+        let mut vmcb = Vmcb::default();
+        vmcb.set(save::CR2, 0x1234);
+        // A page fault, its frame where no RAM is.
+        let exit = decode(0x400, 6, 0xFEC0_0000);
+        assert_eq!(exception(&vmcb, &exit), None);
+        vmcb.set(control::EXIT_INT_INFO, 6 << 32 | 1 << 31 | 1 << 11 | 3 << 8 | 14);
+        let fault = exception(&vmcb, &exit).unwrap();
+        assert_eq!((fault.error_code, fault.address), (6, 0x1234));
     }
 
     #[test]

@@ -42,8 +42,6 @@ pub struct SvmVcpu {
     area: Box<XsaveArea>,
     /// The guest's extended state is in the processor.
     live: bool,
-    /// An event whose delivery an exit interrupted: it comes first.
-    again: u64,
     /// The processor may hold translations that do not hold any more.
     flush: bool,
     /// The host's area of the processor where it ran last: another one knows nothing of its translations.
@@ -67,7 +65,6 @@ impl SvmVcpu {
             asid,
             area: Box::default(),
             live: false,
-            again: 0,
             flush: true,
             ran_at: 0,
             answers: Answers::default(),
@@ -85,7 +82,6 @@ impl SvmVcpu {
         vmcb.set(control::V_CONTROL, control::V_INTR_MASKING | window | u32::from(tpr & 15));
         vmcb.switch(control::INTERCEPT_1, intercept_1::VINTR, waits);
         vmcb.switch(control::INTERCEPT_1, intercept_1::IRET, core.cpu.nmi_blocked);
-        vmcb.set(control::EVENT_INJECTION, core::mem::take(&mut self.again));
         // SAFETY: SVM is on wherever a vCPU runs.
         let here = unsafe { host_area() };
         let flush = stale || core::mem::take(&mut self.flush) || self.ran_at != here;
@@ -124,7 +120,6 @@ impl SvmVcpu {
             // map the guest's RAM alone.
             let ran = unsafe { switch::enter(gpr, &mut self.vmcb, self.at, &gate) };
             if !ran {
-                self.again = self.vmcb.get(control::EVENT_INJECTION);
                 self.store(core);
                 return None;
             }
@@ -157,44 +152,34 @@ impl SvmVcpu {
         }
     }
 
-    /// Why the guest was left. An event whose delivery was interrupted comes first at the next entry.
+    /// Why the guest was left.
     fn exit(&mut self) -> Exit {
-        let interrupted = self.vmcb.get(control::EXIT_INT_INFO);
-        // INT n is executed anew: RIP is still at it.
-        let software = interrupted >> 8 & 7 == 4;
-        if interrupted & control::EVENT_VALID != 0 && !software {
-            self.again = interrupted;
-        }
         let (info_1, info_2) = (self.vmcb.get(control::EXIT_INFO_1), self.vmcb.get(control::EXIT_INFO_2));
         let exit = exit::decode(self.vmcb.get(control::EXIT_CODE), info_1, info_2);
         self.count(&exit);
         exit
     }
 
-    /// Does what the exit asks for; `None`: the guest goes on.
-    fn serve(&mut self, core: &mut SoftCore, exit: Exit) -> Option<Left> {
+    /// Does what the exit asks for.
+    fn serve(&mut self, core: &mut SoftCore, exit: Exit) -> Left {
+        // The interpreter delivers it.
+        if let Some(exception) = exit::exception(&self.vmcb, &exit) {
+            core.cpu.exc = exception;
+            return Left::Service;
+        }
         match exit {
-            Exit::Host | Exit::Window => return Some(Left::Service),
-            Exit::Exception { vector, error_code } => self.deliver(vector, error_code),
-            Exit::Pause => return Some(Left::Spins),
-            Exit::TripleFault => return Some(Left::TripleFault),
+            Exit::Host | Exit::Window => Left::Service,
+            Exit::Pause => Left::Spins,
+            Exit::TripleFault => Left::TripleFault,
             Exit::Invalid => {
                 let cpu = &core.cpu;
-                return Some(Left::Failed(format!(
+                Left::Failed(format!(
                     "VMRUN refuses the state: cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
                     cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer
-                )));
+                ))
             }
-            _ => return Some(Left::Interpret),
+            _ => Left::Interpret,
         }
-        None
-    }
-
-    fn deliver(&mut self, vector: u8, error_code: u32) {
-        let coded = Exception::from_vector(vector).is_some_and(Exception::has_error_code);
-        let code = if coded { u64::from(error_code) << 32 | 1 << 11 } else { 0 };
-        // Type 3: an exception.
-        self.again = code | control::EVENT_VALID | 3 << 8 | u64::from(vector);
     }
 }
 
@@ -226,18 +211,13 @@ fn prepare(vmcb: &mut Vmcb, shared: &PartitionShared, asid: u32) {
 impl Hardware for SvmVcpu {
     fn run(&mut self, core: &mut SoftCore) -> Left {
         let ground = self.shared.engine.ground.clone();
-        loop {
-            if !ground.before_entry(core.timer_due_in()) {
-                return Left::Yield;
-            }
-            self.load(core);
-            let Some(exit) = self.enter(core, &*ground) else { return Left::Service };
-            if let Some(left) = self.serve(core, exit) {
-                return left;
-            }
-            if core.is_wanted() {
-                return Left::Service;
-            }
+        if !ground.before_entry(core.timer_due_in()) {
+            return Left::Yield;
+        }
+        self.load(core);
+        match self.enter(core, &*ground) {
+            Some(exit) => self.serve(core, exit),
+            None => Left::Service,
         }
     }
 
@@ -251,7 +231,6 @@ impl Hardware for SvmVcpu {
 
     fn forget(&mut self) {
         self.flush = true;
-        self.again = 0;
         self.tsc_basis = None;
         self.live = false;
     }
@@ -287,14 +266,5 @@ mod tests {
         assert_ne!(first & intercept_1::PAUSE, 0, "several vCPUs may share a processor");
         let same_rate = SvmVcpu::new(partition(2_000_000), 1);
         assert_eq!(same_rate.vmcb.get(control::INTERCEPT_1) & intercept_1::RDTSC, 0);
-    }
-
-    #[test]
-    fn exceptions_are_delivered_as_they_came() {
-        let mut vcpu = SvmVcpu::new(partition(1_000_000), 1);
-        vcpu.deliver(17, 0);
-        assert_eq!(vcpu.again, 1 << 31 | 1 << 11 | 3 << 8 | 17);
-        vcpu.deliver(1, 5);
-        assert_eq!(vcpu.again, 1 << 31 | 3 << 8 | 1);
     }
 }

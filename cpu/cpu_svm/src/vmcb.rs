@@ -69,7 +69,6 @@ pub mod control {
     pub const EXIT_INFO_2: Field<u64> = Field::at(0x080);
     pub const EXIT_INT_INFO: Field<u64> = Field::at(0x088);
     pub const NESTED_PAGING: Field<u64> = Field::at(0x090);
-    pub const EVENT_INJECTION: Field<u64> = Field::at(0x0A8);
     pub const NESTED_CR3: Field<u64> = Field::at(0x0B0);
     pub const CLEAN_BITS: Field<u32> = Field::at(0x0C0);
     pub const NEXT_RIP: Field<u64> = Field::at(0x0C8);
@@ -116,8 +115,6 @@ pub mod control {
     pub const FLUSH_ALL: u8 = 1;
     /// `TLB_CONTROL`: flush this guest's entries (FlushByAsid).
     pub const FLUSH_GUEST: u8 = 3;
-    /// `EVENT_INJECTION` and `EXIT_INT_INFO`: there is one.
-    pub const EVENT_VALID: u64 = 1 << 31;
 }
 
 /// The state-save area.

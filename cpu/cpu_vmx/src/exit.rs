@@ -1,16 +1,14 @@
 //! What an exit means (SDM vol. 3D, appendix C, and vol. 3C, 28.2): the reason and what is beside it.
 
 use crate::vmcs::{Fields, guest, told};
+use cpu_hardware::exit::Interrupted;
 use cpu_hardware::{Exit, Port};
 use x86_defs::Exception;
 use x86_defs::control::DR6_BS;
 use x86_emulate::cpu::PendingException;
 
-/// An event's word: there is one.
-const VALID: u64 = 1 << 31;
-/// Event types (SDM vol. 3C, table 25-17).
+/// An event's type (SDM vol. 3C, table 25-17).
 const NMI: u64 = 2;
-const HARDWARE_EXCEPTION: u64 = 3;
 /// Reason: the entry failed.
 const FAILED_ENTRY: u64 = 1 << 31;
 
@@ -80,27 +78,21 @@ fn nested_fault(fields: &impl Fields) -> Exit {
     Exit::NestedFault { gpa: fields.get(told::GUEST_PHYSICAL), access: present | bit(1, 1) | bit(2, 4) }
 }
 
-/// The exception to deliver in the guest: the one that exited, or the one whose delivery the exit interrupted. Software's
-/// (INT n, INT3, INTO, INT1) are none: RIP is still at the instruction.
+/// The exception to deliver in the guest, before anything else.
 pub fn exception(fields: &impl Fields, exit: &Exit, cr2: u64) -> Option<PendingException> {
-    let interrupted = fields.get(told::INTERRUPTED_EVENT);
-    let (vector, error_code) = if interrupted & VALID != 0 && interrupted >> 8 & 7 == HARDWARE_EXCEPTION {
-        (interrupted as u8, fields.get(told::INTERRUPTED_ERROR_CODE) as u32)
-    } else if let Exit::Exception { vector, error_code } = exit {
-        (*vector, *error_code)
-    } else {
-        return None;
-    };
-    let vector = Exception::from_vector(vector)?;
-    // The qualification has what DR6 is to have: B0 to B3, BD, BS (SDM vol. 3C, table 28-1).
-    let address = match vector {
-        Exception::Debug => fields.get(told::QUALIFICATION) & 0x600F,
-        Exception::PageFault => cr2,
-        _ => 0,
-    };
-    let error_code = if vector.has_error_code() { error_code } else { 0 };
-    let is_trap = vector == Exception::Debug && is_debug_trap(address, fields.get(guest::DR7));
-    Some(PendingException { vector: Some(vector), error_code, address, is_trap })
+    // What DR6 is to have: B0 to B3, BD, BS (SDM vol. 3C, table 28-1).
+    let debug =
+        if matches!(exit, Exit::Exception { .. }) { fields.get(told::QUALIFICATION) & 0x600F } else { 0 };
+    let pending = exit.exception(interrupted(fields), cr2, debug)?;
+    let is_trap = pending.vector == Some(Exception::Debug) && is_debug_trap(debug, fields.get(guest::DR7));
+    Some(PendingException { is_trap, ..pending })
+}
+
+/// The event whose delivery the exit interrupted.
+pub fn interrupted(fields: &impl Fields) -> Interrupted {
+    let [event, error_code] =
+        [told::INTERRUPTED_EVENT, told::INTERRUPTED_ERROR_CODE].map(|field| fields.get(field) as u32);
+    Interrupted { event, error_code }
 }
 
 /// Whether a #DB came behind its instruction: a step, or a breakpoint on data. Those on execution and an access to a
@@ -108,11 +100,6 @@ pub fn exception(fields: &impl Fields, exit: &Exit, cr2: u64) -> Option<PendingE
 fn is_debug_trap(found: u64, dr7: u64) -> bool {
     let on_data = |n: u64| found & 1 << n != 0 && dr7 >> (16 + 4 * n) & 3 != 0;
     found & DR6_BS != 0 || (0..4).any(on_data)
-}
-
-/// Whether the exit came while an event was delivered: then it is not the instruction at RIP's.
-pub fn interrupted_delivery(fields: &impl Fields) -> bool {
-    fields.get(told::INTERRUPTED_EVENT) & VALID != 0
 }
 
 #[cfg(test)]
@@ -172,7 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_are_told_once() {
+    fn exceptions_are_told_with_what_is_beside_them() {
+        const VALID: u64 = 1 << 31;
         let mut table = told(0, 0x4001);
         table.set(told::EVENT, VALID | 3 << 8 | 1);
         let exit = decode(&table);
@@ -180,15 +168,12 @@ mod tests {
         let debug = exception(&table, &exit, 0).unwrap();
         assert_eq!((debug.vector, debug.address), (Some(Exception::Debug), 0x4001));
         assert!(debug.is_trap && !is_debug_trap(1, 0x401) && is_debug_trap(2, 0x0010_0000));
-        // A page fault whose delivery needed memory that is not there: it comes first.
         let mut table = told(48, 1);
         table.set(told::INTERRUPTED_EVENT, VALID | 1 << 11 | 3 << 8 | 14);
         table.set(told::INTERRUPTED_ERROR_CODE, 6);
         let fault = exception(&table, &decode(&table), 0x1234).unwrap();
         assert_eq!((fault.vector, fault.error_code, fault.address), (Some(Exception::PageFault), 6, 0x1234));
-        // INT n is executed again.
-        table.set(told::INTERRUPTED_EVENT, VALID | 4 << 8 | 0x80);
-        assert!(exception(&table, &decode(&table), 0).is_none() && interrupted_delivery(&table));
+        assert!(interrupted(&table).is_valid());
         // The machine's own NMI is not the guest's.
         let mut table = told(0, 0);
         table.set(told::EVENT, VALID | 2 << 8 | 2);

@@ -218,7 +218,7 @@ fn serve_at_once(fields: &mut impl Fields, core: &mut SoftCore, answers: &mut An
         return false;
     }
     let debugged = fields.get(guest::RFLAGS) & flags::TF != 0 || fields.get(guest::DR7) & DR7_ENABLED != 0;
-    if debugged || exit::interrupted_delivery(fields) {
+    if debugged || exit::interrupted(fields).is_valid() {
         return false;
     }
     let (rax, rcx) = (core.cpu.gpr[reg::RAX], core.cpu.gpr[reg::RCX]);
