@@ -42,6 +42,7 @@ fn child() {
             "files" => files(&folder),
             "threads" => threads(),
             "writable-code" => writable_code(),
+            "gives-back" => gives_back(),
             "other-architecture" => other_architecture(),
             "without" => holes(&folder),
             "stay" => stay(&folder),
@@ -99,6 +100,16 @@ fn writable_code() {
     println!("inside {}", map(libc::PROT_READ | libc::PROT_WRITE) != libc::MAP_FAILED);
     map(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
     println!("it was allowed");
+}
+
+/// An allocator that gives memory back looks at the kernel's settings first (glibc: in heaps of threads).
+fn gives_back() {
+    jail::enter(Thread::Events, &[]);
+    let many: Vec<Vec<u8>> = (0..200).map(|n| vec![n as u8; 100_000]).collect();
+    println!("sum {}", many.iter().map(|one| usize::from(one[99_999])).sum::<usize>());
+    drop(many);
+    let opened = std::fs::File::open("/proc/sys/vm/overcommit_memory");
+    println!("opened {}", opened.is_ok());
 }
 
 #[allow(unsafe_code)]
@@ -163,6 +174,13 @@ fn memory_that_is_writable_and_executable_is_forbidden() {
     let (code, said) = run("writable-code", nothing().path());
     assert!(said.contains("inside true") && said.contains("forbidden system call mmap (9)"), "{said}");
     assert_eq!(code, Some(jail::violation::EXIT_CODE), "{said}");
+}
+
+#[test]
+fn memory_is_given_back_inside() {
+    let (code, said) = run("gives-back", nothing().path());
+    assert!(said.contains("sum 19900") && said.contains("opened false"), "{said}");
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]
