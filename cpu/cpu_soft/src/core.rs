@@ -3,9 +3,11 @@
 //! Hot: `load`, `store`, `modify` are one TLB probe and one host access. Everything else is in `slow` below
 //! or in other files.
 
+use crate::lockstep::{Tape, what};
 use crate::mmu::{Access, Target};
 use crate::shared::{Shared, VcpuShared, attention};
 use crate::tlb::Tlb;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use apic::{ApicAction, LocalApic};
 use core::sync::atomic::Ordering::SeqCst;
@@ -46,6 +48,8 @@ pub struct SoftCore {
     pub(crate) paging_touched: bool,
     /// PAUSE was executed this often without a block that did anything else.
     pub(crate) pauses: u32,
+    /// What lockstep keeps of the run under way.
+    pub(crate) tape: Option<Box<Tape>>,
 }
 
 /// TLB index of user accesses while alignment is checked: always empty.
@@ -165,6 +169,9 @@ impl SoftCore {
             // The run loop repeats the instruction by itself.
             self.cpu.exc = Default::default();
             return Err(Fault);
+        }
+        if let Target::Ram(at) = target {
+            self.keep_page(at >> 12);
         }
         Ok(target)
     }
@@ -408,32 +415,40 @@ impl Core for SoftCore {
     fn port_in(&mut self, port: u16, bytes: u8) -> u32 {
         let mut raw = [0xFF; 4];
         let n = usize::from(bytes).min(4);
-        if let Some(io) = &self.io {
-            io.pio_read(port, &mut raw[..n]);
-        }
+        let got = self.taped(what(1, port.into(), bytes.into()), |core| {
+            if let Some(io) = &core.io {
+                io.pio_read(port, &mut raw[..n]);
+            }
+            u32::from_le_bytes(raw).into()
+        });
         let mask = if n == 4 { u32::MAX } else { (1 << (n * 8)) - 1 };
-        u32::from_le_bytes(raw) & mask
+        got as u32 & mask
     }
     fn port_out(&mut self, port: u16, bytes: u8, value: u32) {
-        if let Some(io) = &self.io {
-            io.pio_write(port, &value.to_le_bytes()[..usize::from(bytes).min(4)]);
-        }
+        self.taped(what(2, port.into(), value.into()), |core| {
+            if let Some(io) = &core.io {
+                io.pio_write(port, &value.to_le_bytes()[..usize::from(bytes).min(4)]);
+            }
+            0
+        });
     }
 
     fn tsc(&mut self) -> u64 {
-        self.apic.clock().tsc()
+        self.taped(what(3, 0, 0), |core| core.apic.clock().tsc())
     }
     /// SplitMix64 over a state that the machine's clock keeps moving: good enough for what guests mix into
     /// their own pools; the real source of entropy is virtio-rng.
     fn random(&mut self) -> u64 {
-        self.random_state = self
-            .random_state
-            .wrapping_add(0x9E37_79B9_7F4A_7C15)
-            .wrapping_add(self.shared.clock.wall_ns() << 20);
-        let mut z = self.random_state;
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
+        self.taped(what(4, 0, 0), |core| {
+            core.random_state = core
+                .random_state
+                .wrapping_add(0x9E37_79B9_7F4A_7C15)
+                .wrapping_add(core.shared.clock.wall_ns() << 20);
+            let mut z = core.random_state;
+            z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ z >> 31
+        })
     }
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
         self.cpuid_leaf(leaf, subleaf)
@@ -448,15 +463,19 @@ impl Core for SoftCore {
         self.write_engine_msr(msr, value)
     }
     fn tpr(&mut self) -> u8 {
-        self.apic.tpr() << 4
+        self.taped(what(5, 0, 0), |core| u64::from(core.apic.tpr() << 4)) as u8
     }
     fn set_tpr(&mut self, value: u8) {
-        self.apic.set_tpr(value >> 4);
-        self.me.attention.fetch_or(attention::IRQ, SeqCst);
+        self.taped(what(6, 0, value.into()), |core| {
+            core.apic.set_tpr(value >> 4);
+            core.me.attention.fetch_or(attention::IRQ, SeqCst);
+            0
+        });
     }
 
     fn paging_changed(&mut self, change: PagingChange) {
         self.paging_touched = true;
+        self.note_paging();
         match change {
             // The first level caches one address space at a time, so that entries of another PCID are never there.
             PagingChange::Cr3 { keep } => {
@@ -479,6 +498,7 @@ impl Core for SoftCore {
     }
     fn invalidate_page(&mut self, linear: u64) {
         self.paging_touched = true;
+        self.note_paging();
         self.tlb.flush_page(self.pcid(), linear);
     }
     fn pause(&mut self) {

@@ -2,6 +2,7 @@
 
 use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::{HardwareEngine, HardwarePartition};
+use crate::lockstep::{Lockstep, Report};
 use crate::msr::EngineMsrs;
 use crate::run::SoftVcpu;
 use crate::shared::{Shared, VcpuShared, attention};
@@ -30,6 +31,7 @@ pub const MAX_VCPUS: u32 = 254;
 pub struct SoftHypervisor {
     translators: Option<Arc<dyn TranslatorFactory>>,
     hardware: Option<Arc<dyn HardwareEngine>>,
+    lockstep: Option<Report>,
 }
 
 impl SoftHypervisor {
@@ -39,11 +41,16 @@ impl SoftHypervisor {
     }
     /// Hands hot code to translators.
     pub fn translating(factory: Arc<dyn TranslatorFactory>) -> Self {
-        Self { translators: Some(factory), hardware: None }
+        Self { translators: Some(factory), ..Self::default() }
+    }
+    /// As [`SoftHypervisor::translating`], with all that translated code does compared with the interpreter; for one vCPU.
+    /// Differences, and at the end how much was compared, go to `report`.
+    pub fn in_lockstep(factory: Arc<dyn TranslatorFactory>, report: Report) -> Self {
+        Self { lockstep: Some(report), ..Self::translating(factory) }
     }
     /// Lets a processor with virtualization run guest code; the interpreter does what that hands back.
     pub fn on_hardware(engine: Arc<dyn HardwareEngine>) -> Self {
-        Self { translators: None, hardware: Some(engine) }
+        Self { hardware: Some(engine), ..Self::default() }
     }
 }
 
@@ -55,7 +62,11 @@ impl Hypervisor for SoftHypervisor {
         let mut features = FeatureSet::EMPTY;
         Feature::ALL.iter().for_each(|f| features.insert(*f));
         let name = if self.translators.is_some() { "soft" } else { "soft,tier=interp" };
-        Capabilities { name, max_vcpus: MAX_VCPUS, features, tsc_scaling: true, tsc_khz: None }
+        let (name, max_vcpus) = match self.lockstep {
+            Some(_) => ("soft,lockstep", 1),
+            None => (name, MAX_VCPUS),
+        };
+        Capabilities { name, max_vcpus, features, tsc_scaling: true, tsc_khz: None }
     }
 
     fn create_partition(&self, layout: &PartitionLayout) -> Result<Box<dyn Partition>, EngineError> {
@@ -68,9 +79,14 @@ impl Hypervisor for SoftHypervisor {
             let names: Vec<&str> = missing.iter().map(Feature::name).collect();
             return Err(EngineError::Features(names.join(", ")));
         }
-        let translators = self.translators.clone();
+        let (translators, lockstep) = (self.translators.clone(), self.lockstep.clone());
         let hardware = self.hardware.as_ref().map(|engine| engine.partition(layout)).transpose()?;
-        Ok(Box::new(SoftPartition { translators, hardware, ..SoftPartition::of(Shared::new(layout)) }))
+        Ok(Box::new(SoftPartition {
+            translators,
+            hardware,
+            lockstep,
+            ..SoftPartition::of(Shared::new(layout))
+        }))
     }
 }
 
@@ -79,11 +95,12 @@ pub struct SoftPartition {
     pub(crate) shared: Arc<Shared>,
     translators: Option<Arc<dyn TranslatorFactory>>,
     hardware: Option<Box<dyn HardwarePartition>>,
+    lockstep: Option<Report>,
 }
 
 impl SoftPartition {
     pub(crate) fn of(shared: Arc<Shared>) -> Self {
-        Self { shared, translators: None, hardware: None }
+        Self { shared, translators: None, hardware: None, lockstep: None }
     }
 
     /// vCPU `id`, which others see as `me`.
@@ -106,6 +123,7 @@ impl SoftPartition {
             random_state: shared.clock.wall_ns() ^ u64::from(id) << 56,
             paging_touched: true,
             pauses: 0,
+            tape: None,
             shared,
         };
         let translator = self.translators.as_ref();
@@ -121,6 +139,7 @@ impl Partition for SoftPartition {
             return Err(EngineError::VcpuNumber(id));
         }
         let mut vcpu = self.vcpu(id, me);
+        vcpu.lockstep = self.lockstep.clone().map(Lockstep::new);
         if let Some(hardware) = &self.hardware {
             vcpu.hardware = Some(hardware.vcpu(id)?);
         }

@@ -8,6 +8,7 @@
 //! - `complete.rs`: single instructions for other engines.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
 //! - `translate.rs`: the seam to a translator (`cpu_translate`), which takes over hot code.
+//! - `lockstep.rs`: translated code and the interpreter side by side.
 //! - `hardware.rs`: the seam to a processor with virtualization (`cpu_svm`), which runs all code but what it hands back.
 //! - `msr.rs`: MSRs of the engine, kvmclock; `cpuid.rs`; `state.rs`: to and from `VcpuState`.
 //!
@@ -23,6 +24,7 @@ mod core;
 mod cpuid;
 mod engine;
 pub mod hardware;
+mod lockstep;
 mod mmu;
 mod msr;
 mod pieces;
@@ -38,4 +40,5 @@ mod walked;
 pub use complete::{Completed, Completer, power_up_state};
 pub use core::SoftCore;
 pub use engine::{SoftHypervisor, SoftPartition};
+pub use lockstep::Report;
 pub use run::SoftVcpu;

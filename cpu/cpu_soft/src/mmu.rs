@@ -131,6 +131,9 @@ impl SoftCore {
     /// the first write is to be seen.
     fn enter(&mut self, index: u8, mapping: &Mapping) {
         let tracked = self.shared.ram.tracks(mapping.host >> 12) != 0;
+        if mapping.write {
+            self.keep_page(mapping.host >> 12);
+        }
         self.tlb.insert(index, &Mapping { write: mapping.write && !tracked, ..*mapping });
     }
 

@@ -1,6 +1,7 @@
 //! MSRs that are the engine's: TSC, local APIC, kvmclock; and CPUID with its dynamic bits.
 
 use crate::core::SoftCore;
+use crate::lockstep::what;
 use guest_memory::Gpa;
 use x86_defs::cpuid::Feature;
 use x86_defs::msr;
@@ -32,6 +33,28 @@ impl SoftCore {
 
     /// Reads one; `None` if it is not one of ours.
     pub(crate) fn read_engine_msr(&mut self, number: u32) -> Option<Result<u64, Fault>> {
+        let mut got = None;
+        let kind = self.taped(what(9, number.into(), 0), |core| {
+            got = core.engine_msr(number);
+            kind_of(got.as_ref().map(|r| r.as_ref().map(|_| ())))
+        });
+        let value = self.taped(what(10, number.into(), 0), |_| match got {
+            Some(Ok(value)) => value,
+            _ => 0,
+        });
+        self.as_taped(kind).map(|result| result.map(|()| value))
+    }
+
+    /// What was found to be of kind `kind`.
+    fn as_taped(&mut self, kind: u64) -> Option<Result<(), Fault>> {
+        match kind {
+            0 => None,
+            1 => Some(Ok(())),
+            _ => Some(Err(self.gp(0))),
+        }
+    }
+
+    fn engine_msr(&mut self, number: u32) -> Option<Result<u64, Fault>> {
         let value = match number {
             msr::TSC => self.tsc(),
             msr::TSC_ADJUST if self.has_feature(Feature::TscAdjust) => self.msr.tsc_adjust,
@@ -47,6 +70,13 @@ impl SoftCore {
 
     /// Writes one; `None` if it is not one of ours.
     pub(crate) fn write_engine_msr(&mut self, number: u32, value: u64) -> Option<Result<(), Fault>> {
+        let kind = self.taped(what(11, number.into(), value), |core| {
+            kind_of(core.set_engine_msr(number, value).as_ref().map(|r| r.as_ref().copied()))
+        });
+        self.as_taped(kind)
+    }
+
+    fn set_engine_msr(&mut self, number: u32, value: u64) -> Option<Result<(), Fault>> {
         match number {
             msr::TSC => {
                 let delta = value.wrapping_sub(self.tsc());
@@ -88,6 +118,7 @@ impl SoftCore {
             return;
         }
         let Some(at) = self.ram.offset(register & !1, 32) else { return };
+        self.make_unsure();
         let now = self.shared.clock.now();
         let tsc = self.apic.clock().tsc_at(now);
         let (shift, multiplier) = tsc_scale(self.shared.tsc_khz);
@@ -106,6 +137,7 @@ impl SoftCore {
     /// Writes pvclock_wall_clock: the wall clock at guest time 0.
     fn publish_wall_clock(&mut self, gpa: u64) {
         let Some(at) = self.ram.offset(Gpa(gpa).0, 12) else { return };
+        self.make_unsure();
         let boot = self.shared.clock.wall_ns().saturating_sub(self.shared.clock.now());
         let version = self.ram.load::<u32>(at) | 1;
         self.ram.store(at, version);
@@ -113,6 +145,15 @@ impl SoftCore {
         self.ram.store(at + 8, (boot % 1_000_000_000) as u32);
         self.ram.store(at, version.wrapping_add(1));
         self.code_page_written(at >> 12);
+    }
+}
+
+/// Of whom an MSR is, as a tape has it: 0 not ours, 1 ours, 2 ours with #GP.
+fn kind_of(found: Option<Result<(), &Fault>>) -> u64 {
+    match found {
+        None => 0,
+        Some(Ok(())) => 1,
+        Some(Err(_)) => 2,
     }
 }
 

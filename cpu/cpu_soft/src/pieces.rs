@@ -5,6 +5,7 @@
 //! Invariant: both pages are translated before anything is read or written.
 
 use crate::core::{SoftCore, words_of};
+use crate::lockstep::what;
 use crate::mmu::{Access, Target};
 use crate::shared::attention;
 use core::sync::atomic::Ordering::SeqCst;
@@ -100,6 +101,24 @@ impl SoftCore {
     }
 
     pub(crate) fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) {
+        let len = data.len().min(8);
+        let value = self.taped(what(7, gpa, len as u64), |core| {
+            let mut raw = [0; 8];
+            core.device_read(gpa, &mut raw[..len]);
+            u64::from_le_bytes(raw)
+        });
+        data[..len].copy_from_slice(&value.to_le_bytes()[..len]);
+    }
+
+    pub(crate) fn mmio_write(&mut self, gpa: u64, data: &[u8]) {
+        let value = data.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b));
+        self.taped(what(8, gpa, value), |core| {
+            core.device_write(gpa, data);
+            0
+        });
+    }
+
+    fn device_read(&mut self, gpa: u64, data: &mut [u8]) {
         if self.apic.mmio_base() == Some(gpa & !0xFFF) {
             // Registers are 32 bits wide, 16 bytes apart.
             let value = self.apic.mmio_read((gpa & 0xFF0) as u32);
@@ -111,7 +130,7 @@ impl SoftCore {
         }
     }
 
-    pub(crate) fn mmio_write(&mut self, gpa: u64, data: &[u8]) {
+    fn device_write(&mut self, gpa: u64, data: &[u8]) {
         if self.apic.mmio_base() == Some(gpa & !0xFFF) {
             if gpa & 0xF == 0 && data.len() >= 4 {
                 let value = u32::from_le_bytes([data[0], data[1], data[2], data[3]]);

@@ -5,6 +5,7 @@
 use crate::block::{self, BlockCache, BlockId, Built};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::Hardware;
+use crate::lockstep::Lockstep;
 use crate::mmu::{Access, Target};
 use crate::shared::{CodeNotice, attention};
 use crate::single::ONE_BY_ONE;
@@ -29,6 +30,8 @@ pub struct SoftVcpu {
     pub(crate) core: Box<SoftCore>,
     pub(crate) cache: BlockCache,
     pub(crate) translator: Option<Box<dyn Translator>>,
+    /// Translated code is compared with what the interpreter does.
+    pub(crate) lockstep: Option<Lockstep>,
     /// A processor that runs guest code in place of the blocks.
     pub(crate) hardware: Option<Box<dyn Hardware>>,
     /// After INIT: waits for SIPI.
@@ -66,6 +69,7 @@ impl SoftVcpu {
             core,
             cache: BlockCache::new(),
             translator,
+            lockstep: None,
             hardware: None,
             wait_for_sipi,
             nmi_pending: false,
@@ -332,6 +336,9 @@ impl SoftVcpu {
                 };
                 match stop {
                     Some(Stop::TripleFault) => return Stop::TripleFault,
+                    _ if self.lockstep.as_ref().is_some_and(Lockstep::has_failed) => {
+                        return Stop::Failed("translated code is not as the interpreter".into());
+                    }
                     _ if budget > 0 && !matches!(exit, Exit::Service) && self.core.may_go_on() => continue,
                     _ => return Stop::Service,
                 }
@@ -392,7 +399,7 @@ impl SoftVcpu {
     }
 
     /// The block at `linear`; `None` if its first instruction must be run by itself.
-    fn find_block(&mut self, linear: u64) -> Result<Option<BlockId>, Fault> {
+    pub(crate) fn find_block(&mut self, linear: u64) -> Result<Option<BlockId>, Fault> {
         let core = &mut *self.core;
         let mode = core.cpu.mode;
         let index = core.cpu.mmu_index;

@@ -279,15 +279,24 @@ impl Tlb {
         (0..2).for_each(|user| self.drop_exec_of(user, linear & PAGE));
     }
 
+    /// Takes the right to write without a look from every mapping.
+    pub fn drop_write_tags(&mut self) {
+        self.revoke(|_| true);
+    }
+
     /// Takes the right to write without a look from every mapping of the RAM page at `host`.
     pub fn revoke_write(&mut self, host: u64) {
+        self.revoke(|e| e.host == host);
+    }
+
+    fn revoke(&mut self, which: impl Fn(&TlbEntry) -> bool) {
         for (side, entries) in self.sides.iter().zip(&mut self.entries) {
             for word in 0..ENTRIES / 64 {
                 let mut bits = side.used[word];
                 while bits != 0 {
                     let slot = word * 64 + bits.trailing_zeros() as usize;
                     let e = &mut entries[slot];
-                    if e.host == host {
+                    if which(e) {
                         e.write = invalid_tag(slot);
                     }
                     bits &= bits - 1;

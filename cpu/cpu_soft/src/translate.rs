@@ -227,7 +227,10 @@ impl SoftVcpu {
         let whole = *budget * SPEED;
         self.core.hot.budget = whole;
         let heat = |at| self.cache.heat(at, place.mode);
-        let exit = translator.run(&mut self.core, &place, &heat);
+        let exit = match self.lockstep {
+            None => translator.run(&mut self.core, &place, &heat),
+            Some(_) => self.run_in_lockstep(&place),
+        };
         let ran = (whole - self.core.hot.budget).max(0);
         self.instructions += ran as u64;
         *budget -= (ran + SPEED - 1) / SPEED;

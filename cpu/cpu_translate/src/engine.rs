@@ -393,7 +393,10 @@ impl Translator for Engine {
         host::set_gs_base(self.ram_base);
         self.show_tables(core);
         core.hot.raw_flags = core.cpu.flags.bits();
-        core.hot.countdown = runtime::SPAN;
+        let span = core.hot.budget.clamp(1, runtime::SPAN);
+        // It counts as spent what is not on the countdown.
+        core.hot.budget += runtime::SPAN - span;
+        core.hot.countdown = span;
         self.exit = Exit::Branch;
         let enter = self.thunks.enter;
         let engine: *mut Engine = self;

@@ -48,6 +48,10 @@ impl Engines {
             EngineChoice::Kvm => Box::new(self.kvm()?),
             EngineChoice::Soft => return Ok(soft(cpu_translate::probe())),
             EngineChoice::SoftInterpreter => Box::new(SoftHypervisor::interpreter()),
+            EngineChoice::SoftLockstep => Box::new(SoftHypervisor::in_lockstep(
+                Arc::new(cpu_translate::Factory::default()),
+                Arc::new(|text| eprintln!("bedplate: {}\r", text.replace('\n', "\r\n"))),
+            )),
         };
         Ok(Chosen { engine, note: None })
     }

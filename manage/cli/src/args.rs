@@ -244,6 +244,9 @@ pub enum Engine {
     /// Software that interprets everything, slowly: the reference
     #[value(name = "soft,tier=interp")]
     SoftInterpreter,
+    /// Software with all that is translated compared with the interpreter; one processor
+    #[value(name = "soft,lockstep", hide = true)]
+    SoftLockstep,
 }
 
 impl From<Engine> for EngineChoice {
@@ -253,6 +256,7 @@ impl From<Engine> for EngineChoice {
             Engine::Kvm => Self::Kvm,
             Engine::Soft => Self::Soft,
             Engine::SoftInterpreter => Self::SoftInterpreter,
+            Engine::SoftLockstep => Self::SoftLockstep,
         }
     }
 }

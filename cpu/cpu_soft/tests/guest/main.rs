@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod hostile;
 mod interrupts;
+mod lockstep;
 mod modes;
 mod page_ends;
 mod paging;

@@ -38,6 +38,9 @@ pub enum EngineChoice {
     /// The software engine's interpreter alone.
     #[serde(rename = "soft,tier=interp")]
     SoftInterpreter,
+    /// The software engine with all that is translated compared with the interpreter: to find its mistakes. One CPU.
+    #[serde(rename = "soft,lockstep")]
+    SoftLockstep,
 }
 
 /// What a guest's own reset does.

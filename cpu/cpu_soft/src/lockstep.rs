@@ -1,0 +1,432 @@
+//! Lockstep: each run of translated code is done once more by the interpreter, from the same state, and must come to the
+//! same. For finding mistakes of a translator on a whole boot; slow, and for one vCPU.
+//!
+//! A run is short. Before it all write tags are dropped, so that the first write to a page comes by [`Tape::keep`], which
+//! copies the page. Behind the run what it changed is taken back, and the interpreter does as many instructions; what comes
+//! from elsewhere (ports, MMIO, local APIC, time, random numbers) it is given as the translator got it, and what it sends
+//! there must be the same. Then registers and all pages that either wrote are compared.
+//!
+//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6), accessed and dirty bits, which only
+//! come early; and runs in which the engine itself writes guest memory (kvmclock). A device that writes RAM of its own
+//! meanwhile may be taken for a difference.
+
+use crate::core::SoftCore;
+use crate::run::SoftVcpu;
+use crate::translate::{Exit, Place};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt::Write;
+use hashbrown::HashMap;
+use x86_decode::{Decoded, FlowControl, Mnemonic, RflagsBits, decode};
+use x86_defs::cpuid::FeatureSet;
+use x86_defs::flags::{self, STATUS};
+use x86_emulate::cpu::RIP;
+use x86_emulate::{Cpu, Fault, Step};
+
+/// Instructions of a run.
+const RUN: i64 = 300;
+/// Instructions that the interpreter may take more: repeated ones are counted in pieces.
+const MORE: i64 = 600;
+/// Differences that are told before the VM ends.
+const MAX_DIFFERENCES: u32 = 10;
+
+/// Hears of differences, and at the end how much was compared.
+pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
+
+type Page = Box<[u8; 4096]>;
+
+/// What a run had to do with the world outside, and what the pages that it wrote held before.
+#[derive(Default)]
+pub(crate) struct Tape {
+    replays: bool,
+    /// What was asked, and the answer.
+    events: Vec<(u64, u64)>,
+    next: usize,
+    /// The interpreter asked for something else.
+    wrong: Option<(u64, u64)>,
+    /// The engine wrote guest memory.
+    unsure: bool,
+    /// Translations were dropped.
+    paging: bool,
+    pages: HashMap<u64, Page>,
+}
+
+/// Statistics, and who hears of them.
+pub(crate) struct Lockstep {
+    report: Report,
+    instructions: u64,
+    runs: u64,
+    /// Runs that could not be compared.
+    unsure: u64,
+    pub differences: u32,
+}
+
+impl Lockstep {
+    pub(crate) fn new(report: Report) -> Self {
+        Self { report, instructions: 0, runs: 0, unsure: 0, differences: 0 }
+    }
+    /// Too much is wrong.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.differences >= MAX_DIFFERENCES
+    }
+}
+
+impl Drop for Lockstep {
+    fn drop(&mut self) {
+        let Self { report, instructions, runs, unsure, differences } = self;
+        report(&format!(
+            "lockstep: {instructions} instructions in {runs} runs compared, {unsure} runs not, {differences} differences"
+        ));
+    }
+}
+
+impl SoftCore {
+    /// Does `f`, or gives what it gave when it was done for real. `what` says what is asked for.
+    pub(crate) fn taped(&mut self, what: u64, f: impl FnOnce(&mut Self) -> u64) -> u64 {
+        match &mut self.tape {
+            None => f(self),
+            Some(tape) if tape.replays => {
+                let (asked, answer) = tape.events.get(tape.next).copied().unwrap_or((0, 0));
+                tape.next += 1;
+                if asked != what && tape.wrong.is_none() {
+                    tape.wrong = Some((asked, what));
+                }
+                answer
+            }
+            Some(_) => {
+                let answer = f(self);
+                if let Some(tape) = &mut self.tape {
+                    tape.events.push((what, answer));
+                }
+                answer
+            }
+        }
+    }
+
+    /// Before RAM page `page` may be written.
+    #[inline]
+    pub(crate) fn keep_page(&mut self, page: u64) {
+        if let Some(tape) = &mut self.tape {
+            let ram = &self.ram;
+            tape.pages.entry(page).or_insert_with(|| load(ram, page));
+        }
+    }
+
+    /// The engine is about to write guest memory: not for comparison.
+    pub(crate) fn make_unsure(&mut self) {
+        if let Some(tape) = &mut self.tape {
+            tape.unsure = true;
+        }
+    }
+
+    /// Mappings or address spaces change.
+    pub(crate) fn note_paging(&mut self) {
+        if let Some(tape) = &mut self.tape {
+            tape.paging = true;
+        }
+    }
+}
+
+/// A tag for [`SoftCore::taped`].
+pub(crate) fn what(kind: u64, at: u64, value: u64) -> u64 {
+    (kind << 56) ^ at.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ value.rotate_left(17)
+}
+
+fn load(ram: &guest_memory::GuestRam, page: u64) -> Page {
+    let mut bytes = Box::new([0; 4096]);
+    ram.load_bytes(page << 12, &mut bytes[..]);
+    bytes
+}
+
+/// Makes a page hold `bytes`; writes nothing that is there already.
+fn put(ram: &guest_memory::GuestRam, page: u64, bytes: &[u8; 4096]) {
+    let now = load(ram, page);
+    for (n, (old, new)) in now.chunks(8).zip(bytes.chunks(8)).enumerate() {
+        if old != new {
+            ram.store_bytes((page << 12) + n as u64 * 8, new);
+        }
+    }
+}
+
+impl SoftVcpu {
+    /// As the translator's `run`, and once more by the interpreter.
+    pub(crate) fn run_in_lockstep(&mut self, place: &Place) -> Option<Exit> {
+        let (translator, cache) = (self.translator.as_mut()?, &self.cache);
+        let core = &mut *self.core;
+        let before = core.cpu.clone();
+        core.tape = Some(Box::default());
+        core.tlb.drop_write_tags();
+        let asked = core.hot.budget;
+        core.hot.budget = RUN.min(asked);
+        let exit = translator.run(core, place, &|at| cache.heat(at, place.mode));
+        let ran = RUN.min(asked) - core.hot.budget;
+        core.hot.budget = asked - ran;
+        let mut tape = core.tape.take()?;
+        let exit = exit?;
+        let lockstep = self.lockstep.as_mut()?;
+        lockstep.runs += 1;
+        if tape.unsure {
+            lockstep.unsure += 1;
+            return Some(exit);
+        }
+        lockstep.instructions += ran as u64;
+        let after = core.cpu.clone();
+        let written: HashMap<u64, (Page, Page)> = core::mem::take(&mut tape.pages)
+            .into_iter()
+            .map(|(page, old)| (page, (old, load(&core.ram, page))))
+            .collect();
+        written.iter().for_each(|(page, (old, _))| put(&core.ram, *page, old));
+        core.cpu = before.clone();
+        if tape.paging {
+            core.tlb.flush_all();
+        }
+        core.tlb.drop_write_tags();
+        tape.replays = true;
+        core.tape = Some(tape);
+        let mut wanted = after.clone();
+        if let Exit::Fault(op) = &exit {
+            core.cpu = after.clone();
+            wanted.gpr[RIP] = op.ip(core);
+            core.cpu = before.clone();
+        }
+        let done = self.interpret(ran, &wanted);
+        let tape = self.core.tape.take()?;
+        let mut text = self.differences(&wanted, &written, &tape);
+        let core = &mut *self.core;
+        written.iter().for_each(|(page, (_, new))| put(&core.ram, *page, new));
+        for (page, old) in tape.pages.iter().filter(|(page, _)| !written.contains_key(*page)) {
+            put(&core.ram, *page, old);
+        }
+        core.cpu = after;
+        if !text.is_empty() {
+            let _ = write!(text, "\n{ran} instructions, {done} interpreted, from {:#x}", before.gpr[RIP]);
+            self.core.write_code(&mut text, &before);
+            if let Some(lockstep) = &mut self.lockstep {
+                lockstep.differences += 1;
+                (lockstep.report)(&format!("lockstep: the interpreter comes to something else:{text}"));
+            }
+        }
+        Some(exit)
+    }
+
+    /// Interprets `count` instructions; then on until the registers are as `wanted`, but not for long.
+    fn interpret(&mut self, count: i64, wanted: &Cpu) -> i64 {
+        let mut done = 0;
+        while done < count {
+            done += self.interpret_block(count - done);
+        }
+        let mut more = 0;
+        while more < MORE && self.core.cpu.gpr[..=RIP] != wanted.gpr[..=RIP] && !self.core.cpu.halted {
+            self.interpret_block(1);
+            more += 1;
+        }
+        done + if more < MORE { more } else { 0 }
+    }
+
+    /// Interprets at most `count` instructions of the block at RIP; how many it were.
+    fn interpret_block(&mut self, count: i64) -> i64 {
+        let linear = self.linear_ip();
+        let id = match self.find_block(linear) {
+            Ok(Some(id)) if !self.core.cpu.interrupt_shadow => id,
+            Ok(_) => {
+                self.run_single();
+                return 1;
+            }
+            Err(Fault) => {
+                let ip = self.core.cpu.gpr[RIP];
+                let _ = self.core.deliver_fault(ip);
+                return 1;
+            }
+        };
+        let Some((block, ops)) = self.cache.get(id) else { return 1 };
+        let core = &mut *self.core;
+        core.block_page = block.page;
+        for (at, op) in ops.iter().enumerate() {
+            let ran = (at as i64 + 1).min(i64::from(block.instructions));
+            match (op.run)(core, op) {
+                Step::Next if ran == count => {
+                    core.cpu.gpr[RIP] = op.next_ip(core);
+                    return ran;
+                }
+                Step::Next => {}
+                Step::Branch | Step::Exit => return ran,
+                Step::Fault => {
+                    if core.deliver(op).is_none() {
+                        // A store into its own page: the translator leaves it to the loop, too.
+                        core.cpu.gpr[RIP] = op.ip(core);
+                        if ran < count {
+                            self.run_single();
+                        }
+                    }
+                    return ran;
+                }
+            }
+        }
+        1
+    }
+
+    /// In what the interpreter's state and memory are not as the translator's.
+    fn differences(&self, wanted: &Cpu, written: &HashMap<u64, (Page, Page)>, tape: &Tape) -> String {
+        let core = &*self.core;
+        let mut text = String::new();
+        registers(&mut text, wanted, &core.cpu);
+        let live = core.live_flags();
+        let (a, b) = (wanted.flags.bits() & live, core.cpu.flags.bits() & live);
+        if a != b {
+            let _ = write!(text, "\n  flags {a:#x}, interpreter {b:#x} (of {live:#x})");
+        }
+        if let Some((got, asks)) = tape.wrong {
+            let _ = write!(text, "\n  it asks the world for {asks:#x}, not {got:#x}");
+        }
+        if tape.next < tape.events.len() {
+            let _ = write!(text, "\n  it asks the world {} times, not {}", tape.next, tape.events.len());
+        }
+        for (page, (_, new)) in written {
+            memory(&mut text, *page, new, &load(&core.ram, *page));
+        }
+        for (page, old) in tape.pages.iter().filter(|(page, _)| !written.contains_key(*page)) {
+            memory(&mut text, *page, old, &load(&core.ram, *page));
+        }
+        text
+    }
+}
+
+/// Differences of a page, as far as they matter.
+fn memory(text: &mut String, page: u64, translator: &[u8; 4096], interpreter: &[u8; 4096]) {
+    const AGE: u64 = 0x60;
+    for (n, (a, b)) in translator.chunks_exact(8).zip(interpreter.chunks_exact(8)).enumerate() {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
+        let (a, b) = (word(a), word(b));
+        // Accessed and dirty; the flags of an exception's frame.
+        let is_frame = (a ^ b) & !STATUS == 0 && a & flags::FIXED_1 != 0 && a >> 22 == 0;
+        if (a ^ b) & !AGE != 0 && !is_frame {
+            let _ =
+                write!(text, "\n  memory at {:#x}: {a:#x}, interpreter {b:#x}", (page << 12) + n as u64 * 8);
+        }
+    }
+}
+
+/// Differences of registers.
+fn registers(text: &mut String, a: &Cpu, b: &Cpu) {
+    for n in 0..=RIP {
+        if a.gpr[n] != b.gpr[n] {
+            let _ = write!(text, "\n  register {n}: {:#x}, interpreter {:#x}", a.gpr[n], b.gpr[n]);
+        }
+    }
+    let mut check = |name: &str, same: bool| {
+        if !same {
+            let _ = write!(text, "\n  {name}");
+        }
+    };
+    check("rflags", a.rflags == b.rflags);
+    check("mode", (a.mode, a.cpl, a.mmu_index) == (b.mode, b.cpl, b.mmu_index));
+    check("segments", (a.seg, a.seg_base, a.ldtr, a.tr) == (b.seg, b.seg_base, b.ldtr, b.tr));
+    check("tables", (a.gdtr, a.idtr) == (b.gdtr, b.idtr));
+    check("control", (a.cr0, a.cr2, a.cr3, a.cr4) == (b.cr0, b.cr2, b.cr3, b.cr4));
+    check("efer", (a.efer, a.xcr0) == (b.efer, b.xcr0));
+    check("debug", (a.dr, a.pending_debug) == (b.dr, b.pending_debug));
+    check("msrs", a.msrs == b.msrs && a.pdpte == b.pdpte);
+    check("exception", a.exc == b.exc);
+    check("halted", (a.halted, a.nmi_blocked) == (b.halted, b.nmi_blocked));
+    check("vectors", a.x.ymm == b.x.ymm);
+    if a.x.mxcsr != b.x.mxcsr {
+        let _ = write!(text, "\n  mxcsr {:#x}, interpreter {:#x}", a.x.mxcsr, b.x.mxcsr);
+    }
+    if a.x.x87 != b.x.x87 {
+        let _ = write!(text, "\n  x87 {:x?}, interpreter {:x?}", a.x.x87, b.x.x87);
+    }
+}
+
+impl SoftCore {
+    /// Arithmetic flags that code from RIP on may read.
+    fn live_flags(&self) -> u64 {
+        self.live_at(self.cpu.gpr[RIP], 3)
+    }
+
+    fn live_at(&self, linear: u64, depth: u32) -> u64 {
+        let Some(place) = self.known_place(linear) else { return STATUS };
+        let page = load(&self.ram, place.at >> 12);
+        let mut at = (place.at & 0xFFF) as usize;
+        let (mut read, mut written) = (0, 0);
+        for _ in 0..64 {
+            let Decoded::Instruction(insn) = decode(&page[at..], 64, at as u64, self.shared.model.features)
+            else {
+                break;
+            };
+            let shows = insn.is_privileged()
+                || matches!(insn.mnemonic(), Mnemonic::Syscall | Mnemonic::Pushfq | Mnemonic::Lahf);
+            if shows {
+                break;
+            }
+            read |= status(insn.rflags_read()) & !written;
+            if !sometimes(&insn) {
+                written |= status(insn.rflags_modified());
+            }
+            if written == STATUS {
+                return read;
+            }
+            let target = insn.near_branch_target();
+            let inside = (target < 4096).then(|| (linear & !0xFFF) + target);
+            match (insn.flow_control(), inside) {
+                (FlowControl::Next, _) => at += insn.len(),
+                (FlowControl::UnconditionalBranch | FlowControl::Call, Some(to)) if depth > 0 => {
+                    return read | self.live_at(to, depth - 1) & !written;
+                }
+                (FlowControl::ConditionalBranch, Some(to)) if depth > 0 => {
+                    let other = (linear & !0xFFF) + at as u64 + insn.len() as u64;
+                    let both = self.live_at(to, depth - 1) | self.live_at(other, depth - 1);
+                    return read | both & !written;
+                }
+                _ => break,
+            }
+        }
+        read | STATUS & !written
+    }
+
+    /// The code at `cpu`'s RIP, for people.
+    fn write_code(&self, text: &mut String, cpu: &Cpu) {
+        let Some(place) = self.known_place(cpu.gpr[RIP]) else { return };
+        let page = load(&self.ram, place.at >> 12);
+        let mut at = (place.at & 0xFFF) as usize;
+        for _ in 0..40 {
+            let features: FeatureSet = self.shared.model.features;
+            let Decoded::Instruction(insn) = decode(&page[at..], 64, at as u64, features) else { break };
+            let bytes = &page[at..at + insn.len()];
+            let _ = write!(
+                text,
+                "\n    {:x}: {bytes:02x?} {:?}",
+                (cpu.gpr[RIP] & !0xFFF) + at as u64,
+                insn.code()
+            );
+            at += insn.len();
+        }
+    }
+}
+
+/// iced's bits as RFLAGS has them.
+fn status(bits: u32) -> u64 {
+    [
+        (RflagsBits::CF, flags::CF),
+        (RflagsBits::PF, flags::PF),
+        (RflagsBits::AF, flags::AF),
+        (RflagsBits::ZF, flags::ZF),
+        (RflagsBits::SF, flags::SF),
+        (RflagsBits::OF, flags::OF),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .fold(0, |all, (_, flag)| all | flag)
+}
+
+/// Writes flags only if it shifts by something, or repeats.
+fn sometimes(insn: &x86_decode::Instruction) -> bool {
+    use Mnemonic as M;
+    insn.is_string_instruction()
+        || matches!(
+            insn.mnemonic(),
+            M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+        )
+}
