@@ -85,7 +85,7 @@ mod tests {
         let manifest = crate::workspace::root().join("fuzz/Cargo.toml");
         let manifest = std::fs::read_to_string(manifest).unwrap();
         let targets = super::targets().unwrap();
-        assert_eq!(targets.len(), 6);
+        assert_eq!(targets.len(), 7);
         for target in targets {
             assert!(manifest.contains(&format!("name = \"{target}\"")), "{target}");
         }

@@ -269,8 +269,8 @@ impl SoftVcpu {
     }
 
     /// In what the interpreter's state and memory are not as the translator's.
-    fn differences(&self, wanted: &Cpu, written: &HashMap<u64, (Page, Page)>, tape: &Tape) -> String {
-        let core = &*self.core;
+    fn differences(&mut self, wanted: &Cpu, written: &HashMap<u64, (Page, Page)>, tape: &Tape) -> String {
+        let core = &mut *self.core;
         let mut text = String::new();
         registers(&mut text, wanted, &core.cpu);
         let live = core.live_flags();
@@ -342,12 +342,12 @@ fn registers(text: &mut String, a: &Cpu, b: &Cpu) {
 
 impl SoftCore {
     /// Arithmetic flags that code from RIP on may read.
-    fn live_flags(&self) -> u64 {
+    fn live_flags(&mut self) -> u64 {
         self.live_at(self.cpu.gpr[RIP], 3)
     }
 
-    fn live_at(&self, linear: u64, depth: u32) -> u64 {
-        let Some(place) = self.known_place(linear) else { return STATUS };
+    fn live_at(&mut self, linear: u64, depth: u32) -> u64 {
+        let Some(place) = self.refilled_place(linear) else { return STATUS };
         let page = load(&self.ram, place.at >> 12);
         let mut at = (place.at & 0xFFF) as usize;
         let (mut read, mut written) = (0, 0);
@@ -387,8 +387,8 @@ impl SoftCore {
     }
 
     /// The code at `cpu`'s RIP, for people.
-    fn write_code(&self, text: &mut String, cpu: &Cpu) {
-        let Some(place) = self.known_place(cpu.gpr[RIP]) else { return };
+    fn write_code(&mut self, text: &mut String, cpu: &Cpu) {
+        let Some(place) = self.refilled_place(cpu.gpr[RIP]) else { return };
         let page = load(&self.ram, place.at >> 12);
         let mut at = (place.at & 0xFFF) as usize;
         for _ in 0..40 {

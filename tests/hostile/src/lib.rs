@@ -6,6 +6,7 @@
 //!
 //! - [`board`]: a whole machine, touched everywhere ([`board::FuzzBoard`]).
 //! - [`decoder`]: bytes as code in every mode.
+//! - [`translated`]: the same, translated as interpreted.
 //! - [`virtqueue`]: a queue over rings of noise.
 //! - [`saved_vm`]: saved VMs that were tampered with.
 //! - [`boot_files`]: kernels and initial RAM disks.
@@ -18,6 +19,7 @@ pub mod decoder;
 pub mod edits;
 pub mod qcow2;
 pub mod saved_vm;
+pub mod translated;
 pub mod virtqueue;
 
 use arbitrary::{Arbitrary, Unstructured};
@@ -26,9 +28,10 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("board", board::run),
     ("decoder", decoder::run),
+    ("translated", translated::run),
     ("virtqueue", virtqueue::run),
     ("saved_vm", saved_vm::run),
     ("bzimage_elf", boot_files::run),

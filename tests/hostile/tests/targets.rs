@@ -30,6 +30,11 @@ fn decoder() {
 }
 
 #[test]
+fn translated() {
+    check("translated", 200, 600);
+}
+
+#[test]
 fn virtqueue() {
     check("virtqueue", 2000, 1000);
 }

@@ -3,7 +3,7 @@
 //! Twice: instruction by instruction on a bare core ([`scratch`]), where each is decoded, lowered and run whatever the
 //! one before it did; and as a guest of the `soft` engine ([`soft`]), interpreted and translated, where they run as they branch.
 
-mod modes;
+pub(crate) mod modes;
 mod scratch;
 mod soft;
 
@@ -11,15 +11,15 @@ use arbitrary::Arbitrary;
 use modes::Mode;
 
 #[derive(Arbitrary, Debug)]
-struct Script<'a> {
-    mode: Mode,
+pub(crate) struct Script<'a> {
+    pub mode: Mode,
     /// What of the CPU model is missing.
-    without: u64,
+    pub without: u64,
     /// Disorder of the registers.
-    seed: u64,
+    pub seed: u64,
     /// Exceptions are delivered to the guest, or dropped.
-    deliver: bool,
-    code: &'a [u8],
+    pub deliver: bool,
+    pub code: &'a [u8],
 }
 
 /// Runs bytes as code.
@@ -30,17 +30,17 @@ pub fn run(data: &[u8]) {
 }
 
 /// xorshift64*: registers out of a seed.
-struct Random(u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
     /// Small, an address of the code's surroundings, near a power of two, or anything.
-    fn value(&mut self) -> u64 {
+    pub fn value(&mut self) -> u64 {
         match self.next() >> 62 {
             0 => self.next() & 0xFF,
             1 => self.next() & 0x1_FFFF,

@@ -68,8 +68,13 @@ impl Mode {
         self.is_long() || matches!(self, Self::Paging32 | Self::Pae)
     }
 
-    /// The first [`MEMORY`] bytes of RAM.
+    /// The first [`MEMORY`] bytes of RAM, with gates that lead to the code.
     pub fn memory(self) -> Vec<u8> {
+        self.memory_with_gates(|vector| CODE + 0x40 * (vector & 7))
+    }
+
+    /// As [`Mode::memory`], with gates that lead where `gate` says.
+    pub fn memory_with_gates(self, gate_to: impl Fn(u64) -> u64) -> Vec<u8> {
         let mut memory = vec![0; MEMORY];
         let mut put = |at: u64, value: u64| {
             memory[at as usize..at as usize + 8].copy_from_slice(&value.to_le_bytes());
@@ -87,7 +92,7 @@ impl Mode {
         put(GDT + u64::from(TSS_SELECTOR), 0x67 | TSS << 16 | tss_type << 40);
         for vector in 0..256u64 {
             let code = u64::from(selector(if self.is_long() { CODE64 } else { CODE32 }));
-            let target = CODE + 0x40 * (vector & 7);
+            let target = gate_to(vector);
             let gate = target & 0xFFFF | code << 16 | 0xEE << 40 | (target >> 16) << 48;
             put(IDT + vector * if self.is_long() { 16 } else { 8 }, gate);
         }
