@@ -11,6 +11,7 @@
 //! meanwhile may be taken for a difference.
 
 use crate::core::SoftCore;
+use crate::mmu::{Access, Target};
 use crate::run::SoftVcpu;
 use crate::translate::{Exit, Place};
 use alloc::boxed::Box;
@@ -202,8 +203,11 @@ impl SoftVcpu {
         }
         core.cpu = after;
         if !text.is_empty() {
-            let _ = write!(text, "\n{ran} instructions, {done} interpreted, from {:#x}", before.gpr[RIP]);
+            let (from, to) = (before.gpr[RIP], wanted.gpr[RIP]);
+            let _ = write!(text, "\n{ran} instructions, {done} interpreted, from {from:#x}");
             self.core.write_code(&mut text, &before);
+            let _ = write!(text, "\n  to {to:#x}");
+            self.core.write_code(&mut text, &wanted);
             if let Some(lockstep) = &mut self.lockstep {
                 lockstep.differences += 1;
                 (lockstep.report)(&format!("lockstep: the interpreter comes to something else:{text}"));
@@ -346,10 +350,20 @@ impl SoftCore {
         self.live_at(self.cpu.gpr[RIP], 3)
     }
 
+    /// The page of code at `linear`.
+    fn code_page(&mut self, linear: u64) -> Option<Page> {
+        let (exc, cr2) = (self.cpu.exc, self.cpu.cr2);
+        let found = self.translate(self.cpu.mmu_index, linear, Access::Fetch);
+        (self.cpu.exc, self.cpu.cr2) = (exc, cr2);
+        match found {
+            Ok(Target::Ram(at)) => Some(load(&self.ram, at >> 12)),
+            _ => None,
+        }
+    }
+
     fn live_at(&mut self, linear: u64, depth: u32) -> u64 {
-        let Some(place) = self.refilled_place(linear) else { return STATUS };
-        let page = load(&self.ram, place.at >> 12);
-        let mut at = (place.at & 0xFFF) as usize;
+        let Some(page) = self.code_page(linear) else { return STATUS };
+        let mut at = (linear & 0xFFF) as usize;
         let (mut read, mut written) = (0, 0);
         for _ in 0..64 {
             let Decoded::Instruction(insn) = decode(&page[at..], 64, at as u64, self.shared.model.features)
@@ -388,10 +402,9 @@ impl SoftCore {
 
     /// The code at `cpu`'s RIP, for people.
     fn write_code(&mut self, text: &mut String, cpu: &Cpu) {
-        let Some(place) = self.refilled_place(cpu.gpr[RIP]) else { return };
-        let page = load(&self.ram, place.at >> 12);
-        let mut at = (place.at & 0xFFF) as usize;
-        for _ in 0..40 {
+        let Some(page) = self.code_page(cpu.gpr[RIP]) else { return };
+        let mut at = (cpu.gpr[RIP] & 0xFFF) as usize;
+        for _ in 0..24 {
             let features: FeatureSet = self.shared.model.features;
             let Decoded::Instruction(insn) = decode(&page[at..], 64, at as u64, features) else { break };
             let bytes = &page[at..at + insn.len()];

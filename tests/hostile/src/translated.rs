@@ -25,9 +25,10 @@ const LOOKS: u64 = 6;
 const TRACED: usize = 4000;
 /// Instructions that leave flags or a register undefined, or differ between processors.
 const UNDEFINED: [&str; 40] = [
-    "shl", "sal", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd", "mul", "imul", "div", "idiv", "bsf", "bsr", "bt",
-    "bts", "btr", "btc", "aaa", "aas", "aad", "aam", "daa", "das", "bswap", "rcpps", "rcpss", "rsqrtps", "rsqrtss", "vrcpps",
-    "vrcpss", "vrsqrtps", "vrsqrtss", "bextr", "bzhi", "pushfq", "lahf", "syscall",
+    "shl", "sal", "shr", "sar", "rol", "ror", "rcl", "rcr", "shld", "shrd", "mul", "imul", "div", "idiv",
+    "bsf", "bsr", "bt", "bts", "btr", "btc", "aaa", "aas", "aad", "aam", "daa", "das", "bswap", "rcpps",
+    "rcpss", "rsqrtps", "rsqrtss", "vrcpps", "vrcpss", "vrsqrtps", "vrsqrtss", "bextr", "bzhi", "pushfq",
+    "lahf", "syscall",
 ];
 /// Where gates lead.
 const HALT: u64 = 0x7F00;
