@@ -2,7 +2,7 @@
 
 use crate::asm;
 use crate::harness::*;
-use cpu_soft::translate::{Exit, Place, Translator, TranslatorFactory};
+use cpu_soft::translate::{Exit, Heat, Place, Translator, TranslatorFactory};
 use cpu_soft::{SoftCore, SoftHypervisor};
 use guest_memory::GuestRam;
 use iced_x86::code_asm::*;
@@ -28,7 +28,7 @@ impl Translator for Wrong {
     fn threshold(&self) -> u32 {
         0
     }
-    fn run(&mut self, core: &mut SoftCore, place: &Place) -> Option<Exit> {
+    fn run(&mut self, core: &mut SoftCore, place: &Place, _: &Heat<'_>) -> Option<Exit> {
         if place.linear != CODE {
             return None;
         }
