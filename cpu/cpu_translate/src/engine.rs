@@ -350,6 +350,22 @@ impl Engine {
         }
     }
 
+    /// Makes ways to block `old` lead to the guarded entry `to` of what it became, if it was forgotten: code of pages that are
+    /// written now and then is called from others for ever.
+    pub fn replace(&mut self, old: usize, to: u64) {
+        let b = self.blocks[old];
+        if !b.live && b.key & CAREFUL == 0 {
+            self.lead(b.guarded, to);
+        }
+    }
+
+    /// Makes code at `from` a jump to `to`.
+    fn lead(&mut self, from: u64, to: u64) {
+        let mut jump = [0xE9, 0, 0, 0, 0];
+        jump[1..].copy_from_slice(&(to.wrapping_sub(from + 5) as u32).to_le_bytes());
+        self.memory.patch(from, &jump);
+    }
+
     fn clear(&mut self) {
         if self.blocks.is_empty() {
             return;
@@ -423,9 +439,7 @@ impl Translator for Engine {
             let b = *b;
             self.by_place.remove(&(b.linear, b.at, b.key));
             // Whoever still knows its entry comes out at the miss.
-            let mut jump = [0xE9, 0, 0, 0, 0];
-            jump[1..].copy_from_slice(&(b.miss.wrapping_sub(b.guarded + 5) as u32).to_le_bytes());
-            self.memory.patch(b.guarded, &jump);
+            self.lead(b.guarded, b.miss);
             let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
             let e = &mut table[b.linear as usize & (TABLE_ENTRIES - 1)];
             if e[1] == b.guarded {

@@ -109,7 +109,11 @@ pub unsafe extern "sysv64" fn miss(core: *mut SoftCore, block: u64) -> u64 {
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = engine.blocks[block as usize].linear;
-    engine.go_on_checked(core)
+    let to = engine.go_on_checked(core);
+    if to != engine.thunks.leave {
+        engine.replace(block as usize, to);
+    }
+    to
 }
 
 /// The countdown ran out on the way to `linear`.

@@ -261,3 +261,29 @@ fn interrupt_frames_in_the_code_page() {
     let frame = g.run_to_stub();
     assert_eq!((frame.vector, frame.stack), (0x70, Some((CODE + 0xF00, KDATA))));
 }
+
+/// A loop calls a function in another page. That page is written now and then: beside the function, and its immediate.
+#[test]
+fn calls_into_a_page_that_changes() {
+    const FUNCTION: u64 = CODE + 0x1800;
+    let mut g = Guest::long();
+    g.code_at(64, FUNCTION, |a| asm!(a; mov(eax, 1); cmp(edi, 500); ret();));
+    g.code(|a| {
+        let (mut top, mut beside, mut patch, mut on) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+        asm!(a; mov(edi, 1000); xor(ebx, ebx); xor(ebp, ebp);
+            set_label(&mut top); call(FUNCTION); adc(rbp, 0); add(rbx, rax);
+            test(edi, 0x1F); je(beside); test(edi, 0x3F); je(patch); jmp(on);
+            set_label(&mut beside); inc(dword_ptr(FUNCTION + 0x100)); test(edi, 0x3F); jne(on);
+            set_label(&mut patch); inc(dword_ptr(FUNCTION + 1));
+            set_label(&mut on); dec(edi); jne(top); hlt(););
+    });
+    let s = g.run_to_halt();
+    let mut immediate = 1;
+    let sum: u64 = (1..=1000u64).rev().fold(0, |sum, n| {
+        let before = immediate;
+        immediate += u64::from(n % 64 == 0);
+        sum + before
+    });
+    assert_eq!((s.gpr[3], s.gpr[5], g.get32(FUNCTION + 0x100)), (sum, 499, 31));
+}
