@@ -46,6 +46,7 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
         }
     }
     test::guests(&mut summary, Tier::Campaign, seed);
+    test::lockstep(&mut summary, seed);
     if let Err(error) = lab::steps(&mut summary, seed) {
         summary.step("the laboratory", || Err(error));
     }

@@ -83,6 +83,17 @@ pub fn guests(summary: &mut Summary, tier: Tier, seed: u64) {
     rows(summary, "guest/interpreted/", &binary, "soft,tier=interp", &interpreted, (tier, seed));
 }
 
+/// A whole boot on which the interpreter does all that is translated once more; a difference ends the VM.
+pub fn lockstep(summary: &mut Summary, seed: u64) {
+    match workspace::bedplate("release") {
+        Ok(binary) => {
+            let row = [Some("boot/cloud/bzimage/1cpu")];
+            rows(summary, "guest/lockstep/", &binary, "soft,lockstep", &row, (Tier::Campaign, seed));
+        }
+        Err(error) => summary.step("guest/lockstep", || Err(error)),
+    }
+}
+
 /// Rows on one engine: those whose names contain one of `names`; `None`: all.
 fn rows(
     summary: &mut Summary,

@@ -52,6 +52,8 @@ pub(crate) struct Tape {
     unsure: bool,
     /// Translations were dropped.
     paging: bool,
+    /// An exception was delivered: its handler finds flags that nothing reads (ADR 6).
+    faulted: bool,
     pages: HashMap<u64, Page>,
 }
 
@@ -120,6 +122,13 @@ impl SoftCore {
     pub(crate) fn make_unsure(&mut self) {
         if let Some(tape) = &mut self.tape {
             tape.unsure = true;
+        }
+    }
+
+    /// An exception is delivered.
+    pub(crate) fn note_fault(&mut self) {
+        if let Some(tape) = &mut self.tape {
+            tape.faulted = true;
         }
     }
 
@@ -277,7 +286,7 @@ impl SoftVcpu {
         let core = &mut *self.core;
         let mut text = String::new();
         registers(&mut text, wanted, &core.cpu);
-        let live = core.live_flags();
+        let live = if tape.faulted { 0 } else { core.live_flags() };
         let (a, b) = (wanted.flags.bits() & live, core.cpu.flags.bits() & live);
         if a != b {
             let _ = write!(text, "\n  flags {a:#x}, interpreter {b:#x} (of {live:#x})");

@@ -473,6 +473,7 @@ impl SoftVcpu {
 impl SoftCore {
     /// Delivers the exception in `cpu.exc`; RIP is `ip`.
     pub(crate) fn deliver_fault(&mut self, ip: u64) -> Outcome {
+        self.note_fault();
         self.cpu.gpr[RIP] = ip;
         self.cpu.interrupt_shadow = false;
         // The frame may go to the page of the block that is left.

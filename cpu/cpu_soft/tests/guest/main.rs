@@ -10,6 +10,7 @@ mod counting;
 mod faults;
 mod harness;
 mod hostile;
+mod hostile_code;
 mod interrupts;
 mod lockstep;
 mod modes;
