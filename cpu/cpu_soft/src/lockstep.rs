@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use hashbrown::HashMap;
-use x86_decode::{Decoded, FlowControl, Mnemonic, RflagsBits, decode};
+use x86_decode::{Decoded, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits, decode};
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags::{self, STATUS};
 use x86_emulate::cpu::RIP;
@@ -444,11 +444,13 @@ fn status(bits: u32) -> u64 {
 }
 
 /// Writes flags only if it shifts by something, or repeats.
-fn sometimes(insn: &x86_decode::Instruction) -> bool {
+fn sometimes(insn: &Instruction) -> bool {
     use Mnemonic as M;
-    insn.is_string_instruction()
-        || matches!(
-            insn.mnemonic(),
-            M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-        )
+    let shifts = matches!(
+        insn.mnemonic(),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    );
+    let by_something =
+        insn.op_kind(insn.op_count().max(1) - 1) == OpKind::Immediate8 && insn.immediate8() & 31 != 0;
+    insn.is_string_instruction() || shifts && !by_something
 }

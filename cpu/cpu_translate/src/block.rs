@@ -147,7 +147,10 @@ pub fn translate(
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, key, engine);
     emitter.block(&source);
-    let Finished { code, block, .. } = emitter.finish();
+    let Finished { code, block, marks } = emitter.finish();
+    if let Some(journal) = &engine.journal {
+        journal.note(place, &source, base, &code, &marks);
+    }
     engine.memory.append(&code);
     Some(block)
 }

@@ -2,6 +2,7 @@
 
 use crate::asm::Asm;
 use crate::code_memory::CodeMemory;
+use crate::journal::Journal;
 use crate::thunks::{Thunks, slot};
 use crate::{block, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
@@ -10,6 +11,7 @@ use guest_memory::GuestRam;
 use hashbrown::HashMap;
 use std::io;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use x86_defs::cpuid::FeatureSet;
 use x86_emulate::cpu::RIP;
 use x86_emulate::{ModeKey, Op};
@@ -115,6 +117,8 @@ struct Context {
 /// See the module's header.
 pub struct Engine {
     threshold: u32,
+    /// Hears of what is translated.
+    pub journal: Option<Arc<Journal>>,
     ram_base: u64,
     /// What the guest's processor has.
     pub features: FeatureSet,
@@ -149,6 +153,7 @@ impl Engine {
         memory.append(&a.code);
         Ok(Self {
             threshold,
+            journal: None,
             ram_base: ram.host_base() as u64,
             features,
             host: plan::Host { general: host::features(), vector: host::vector_features(), x87: true },

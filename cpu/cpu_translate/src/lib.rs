@@ -7,6 +7,7 @@
 //! - `code_memory.rs`: where the code lies. `thunks.rs`: the fixed pieces of code.
 //! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
 //! - `elide.rs`: which memory accesses share a check. `vector.rs`: SSE and AVX. `x87.rs`: the x87 unit.
+//! - `journal.rs`: what was translated, for people and for `perf`.
 //! - `emit/`: the emission itself. `asm.rs`, `encoding.rs`: bytes.
 //!
 //! Host registers in emitted code: `asm::CONTEXT` is the `SoftCore`, the GS base is guest RAM, RSP the
@@ -22,6 +23,7 @@ mod engine;
 #[cfg(test)]
 mod golden;
 mod host;
+mod journal;
 mod liveness;
 mod plan;
 mod runtime;
@@ -29,9 +31,12 @@ mod thunks;
 mod vector;
 mod x87;
 
+pub use journal::Journal;
+
 use cpu_soft::translate::{Translator, TranslatorFactory};
 use engine::Engine;
 use guest_memory::GuestRam;
+use std::sync::Arc;
 use x86_defs::cpuid::FeatureSet;
 
 /// Times that the interpreter runs a block before it is translated.
@@ -62,5 +67,22 @@ impl Default for Factory {
 impl TranslatorFactory for Factory {
     fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>> {
         Some(Box::new(Engine::new(ram, features, self.threshold).ok()?))
+    }
+}
+
+/// As [`Factory`], with all that is translated noted.
+#[derive(Clone, Debug)]
+pub struct Noted {
+    /// Makes the translators.
+    pub factory: Factory,
+    /// Hears of what they translate.
+    pub journal: Arc<Journal>,
+}
+
+impl TranslatorFactory for Noted {
+    fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>> {
+        let mut engine = Engine::new(ram, features, self.factory.threshold).ok()?;
+        engine.journal = Some(self.journal.clone());
+        Some(Box::new(engine))
     }
 }

@@ -6,6 +6,8 @@ use crate::kvm_verdict;
 use crate::wire::EngineChoice;
 use cpu_kvm::{KvmDevice, KvmHypervisor, KvmUnavailable, Probe};
 use cpu_soft::SoftHypervisor;
+use cpu_soft::translate::TranslatorFactory;
+use cpu_translate::{Factory, Journal, Noted};
 use hypervisor::Hypervisor;
 use std::io;
 use std::sync::Arc;
@@ -33,12 +35,14 @@ pub const EVERYWHERE: EngineChoice = EngineChoice::Soft;
 pub struct Engines {
     kvm: io::Result<KvmDevice>,
     verdict: Option<Probe>,
+    /// Hears of what is translated.
+    journal: Option<Arc<Journal>>,
 }
 
 impl Engines {
-    /// Opens it.
-    pub fn open() -> Self {
-        Self { kvm: KvmDevice::open(), verdict: kvm_verdict::known() }
+    /// Opens it; `journal` hears of what is translated.
+    pub fn open(journal: Option<Arc<Journal>>) -> Self {
+        Self { kvm: KvmDevice::open(), verdict: kvm_verdict::known(), journal }
     }
 
     /// The engine of `choice`. `auto` takes the fastest that works on this host.
@@ -46,10 +50,10 @@ impl Engines {
         let engine: Box<dyn Hypervisor> = match choice {
             EngineChoice::Auto => return self.automatic(),
             EngineChoice::Kvm => Box::new(self.kvm()?),
-            EngineChoice::Soft => return Ok(soft(cpu_translate::probe())),
+            EngineChoice::Soft => return Ok(soft(cpu_translate::probe(), self.journal.as_ref())),
             EngineChoice::SoftInterpreter => Box::new(SoftHypervisor::interpreter()),
             EngineChoice::SoftLockstep => Box::new(SoftHypervisor::in_lockstep(
-                Arc::new(cpu_translate::Factory::default()),
+                Arc::new(Factory::default()),
                 Arc::new(|text| eprintln!("bedplate: {}\r", text.replace('\n', "\r\n"))),
             )),
         };
@@ -85,10 +89,14 @@ impl Engines {
 }
 
 /// The software engine: with its translator where the host lets a process make code.
-fn soft(may_translate: io::Result<()>) -> Chosen {
+fn soft(may_translate: io::Result<()>, journal: Option<&Arc<Journal>>) -> Chosen {
     match may_translate {
         Ok(()) => {
-            let factory = Arc::new(cpu_translate::Factory::default());
+            let plain = Factory::default();
+            let factory: Arc<dyn TranslatorFactory> = match journal {
+                Some(journal) => Arc::new(Noted { factory: plain, journal: journal.clone() }),
+                None => Arc::new(plain),
+            };
             Chosen { engine: Box::new(SoftHypervisor::translating(factory)), note: None }
         }
         Err(error) => Chosen {
@@ -111,9 +119,9 @@ mod tests {
 
     #[test]
     fn a_host_that_forbids_new_code_has_an_interpreter_and_says_why() {
-        let whole = soft(Ok(()));
+        let whole = soft(Ok(()), None);
         assert!(whole.note.is_none() && whole.engine.capabilities().name == "soft");
-        let without = soft(Err(io::Error::from_raw_os_error(13)));
+        let without = soft(Err(io::Error::from_raw_os_error(13)), None);
         let note = without.note.unwrap();
         assert!(note.contains("interprets everything") && note.contains("Permission denied"), "{note}");
         assert_eq!(without.engine.capabilities().name, "soft,tier=interp");

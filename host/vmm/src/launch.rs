@@ -15,6 +15,7 @@ use crate::saved_file::{LoadFileError, SavedVm};
 use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::{Next, RunVcpu, VcpuThreads};
 use crate::wire::{EngineChoice, OnPanic, SpecError, VmSpec, check_name};
+use cpu_translate::Journal;
 use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
 use host_io::event_loop::{EventLoop, LoopTimer};
@@ -61,6 +62,9 @@ pub enum LaunchError {
     /// A thread or the event loop cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// A file that was asked for.
+    #[error("what is translated cannot be written down: {0}")]
+    Trace(std::io::Error),
 }
 
 impl RunVcpu for Machine {
@@ -97,13 +101,26 @@ pub struct Manner<'a> {
     pub say: Say<'a>,
     /// In the jail.
     pub jailed: bool,
+    /// Write guest and host code of all that is translated here.
+    pub blocks: Option<&'a Path>,
+    /// Write the map of translated code that `perf` looks for.
+    pub perf_map: bool,
+}
+
+impl Manner<'_> {
+    fn journal(&self) -> Result<Option<Arc<Journal>>, LaunchError> {
+        if self.blocks.is_none() && !self.perf_map {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Journal::create(self.blocks, self.perf_map).map_err(LaunchError::Trace)?)))
+    }
 }
 
 /// Runs the VM of a resolved spec to its end.
 pub fn run(vm: &VmSpec, manner: Manner<'_>) -> Result<Ended, LaunchError> {
     // Before an engine is asked for anything: what is wrong with it is said first.
     MachineSpec::try_from(vm)?;
-    let engines = Engines::open();
+    let engines = Engines::open(manner.journal()?);
     let engine = choose(&engines, vm.engine, manner.say)?;
     let vm = &VmSpec { cpu_model: cpu_model(vm, &*engine, manner.say), ..vm.clone() };
     let mut spec = MachineSpec::try_from(vm)?;
@@ -158,7 +175,7 @@ pub fn restore(file: &Path, changes: Changes<'_>, manner: Manner<'_>) -> Result<
     }
     vm.engine = changes.engine.unwrap_or(vm.engine);
     let spec = saved.machine.clone();
-    let engines = Engines::open();
+    let engines = Engines::open(manner.journal()?);
     let engine = choose(&engines, vm.engine, manner.say)?;
     let start = Start { vm: &vm, spec, engine, engines, booted_here: false };
     let moved = changes.disks_moved;
@@ -177,7 +194,7 @@ struct Start<'a> {
 /// Builds the machine, has `prepare` give it what it starts with, and runs it.
 fn launch(
     start: Start<'_>,
-    Manner { say, jailed }: Manner<'_>,
+    Manner { say, jailed, .. }: Manner<'_>,
     prepare: impl FnOnce(&Machine, &Host) -> Result<(), LaunchError>,
 ) -> Result<Ended, LaunchError> {
     let Start { vm, spec, engine, engines, booted_here } = start;

@@ -220,6 +220,12 @@ pub struct RunArgs {
     /// Run without the jail: for debugging (a trace of the stack, strace, a profiler)
     #[arg(long, help_heading = "Running")]
     pub no_sandbox: bool,
+    /// Write what is translated to a file: the guest's code, and what became of it
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    pub trace_blocks: Option<PathBuf>,
+    /// Write /tmp/perf-PID.map, by which perf names translated code
+    #[arg(long, help_heading = "Running")]
+    pub perf_map: bool,
     /// Say how it ended (or, with --dry-run, what it is) as JSON, in the last line
     #[arg(long, help_heading = "Running")]
     pub json: bool,

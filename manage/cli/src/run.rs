@@ -14,7 +14,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             eprintln!("bedplate: {text}");
         }
     };
-    let manner = Manner { say: &say, jailed: !args.no_sandbox };
+    let manner = Manner {
+        say: &say,
+        jailed: !args.no_sandbox,
+        blocks: args.trace_blocks.as_deref(),
+        perf_map: args.perf_map,
+    };
     if let Some(file) = &args.restore {
         let changes = vmm::launch::Changes {
             name: args.name.as_deref(),

@@ -100,7 +100,6 @@ pub struct Finished {
     /// The block's record.
     pub block: Block,
     /// Where in the code each instruction's begins, and where the last one's ends.
-    #[cfg_attr(not(test), expect(dead_code))]
     pub marks: Vec<usize>,
 }
 
