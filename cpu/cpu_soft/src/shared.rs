@@ -100,8 +100,10 @@ impl VcpuShared {
     /// Raises attention and wakes it if it is halted.
     pub fn signal(&self, bits: u32) {
         self.attention.fetch_or(bits, SeqCst);
-        if let Some(waker) = self.waker.get().filter(|_| !self.running.load(SeqCst)) {
-            waker.wake();
+        match self.waker.get() {
+            Some(waker) if self.running.load(SeqCst) => waker.interrupt(),
+            Some(waker) => waker.wake(),
+            None => {}
         }
     }
 
@@ -131,6 +133,9 @@ impl VcpuShared {
     fn ask_for_a_look(&self) -> u64 {
         let number = self.posted.fetch_add(1, SeqCst) + 1;
         self.attention.fetch_or(attention::CODE, SeqCst);
+        if let Some(waker) = self.waker.get().filter(|_| self.running.load(SeqCst)) {
+            waker.interrupt();
+        }
         number
     }
 

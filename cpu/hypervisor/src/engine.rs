@@ -213,6 +213,9 @@ pub enum VcpuExit {
 pub trait Wake: Send + Sync {
     /// Wakes it.
     fn wake(&self);
+    /// It executes, and something was put where it looks between instructions: a ground on which guest code runs for long
+    /// without a look brings it out of there.
+    fn interrupt(&self) {}
 }
 
 /// The engine's end of a [`Kicker`].

@@ -74,7 +74,7 @@ pub(crate) fn cpus(vm: &VmSpec) -> Result<CpuSpec, SpecError> {
         max: vm.cpus,
         model,
         features: parts.map(feature).collect(),
-        ..CpuSpec::default()
+        address_bits: vm.address_bits.unwrap_or(CpuSpec::default().address_bits),
     })
 }
 

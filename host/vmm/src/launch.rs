@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::saved_file::{LoadFileError, SavedVm};
 use crate::services::{DeviceEvents, lock};
 use crate::vcpu_threads::{Next, RunVcpu, VcpuThreads};
-use crate::wire::{EngineChoice, OnPanic, SpecError, VmSpec, check_name};
+use crate::wire::{DiskSpec, EngineChoice, OnPanic, SpecError, VmSpec, check_name};
 use cpu_translate::Journal;
 use guest_time::GuestClock;
 use host_io::clock::{HostClock, monotonic_ns};
@@ -163,11 +163,16 @@ pub struct Changes<'a> {
     pub engine: Option<EngineChoice>,
     /// Its disks are other files; see [`SavedVm::restore`].
     pub disks_moved: bool,
+    /// Where they are now; empty: where they were.
+    pub disks: &'a [DiskSpec],
 }
 
 /// Brings a saved VM back and runs it to its end.
 pub fn restore(file: &Path, changes: Changes<'_>, manner: Manner<'_>) -> Result<Ended, LaunchError> {
-    let saved = SavedVm::open(file)?;
+    let mut saved = SavedVm::open(file)?;
+    if !changes.disks.is_empty() {
+        saved.use_disks(changes.disks)?;
+    }
     let mut vm = saved.vm.clone();
     if let Some(name) = changes.name {
         check_name(name)?;

@@ -11,23 +11,19 @@
 
 use crate::disk::OpenDisk;
 use crate::host::Host;
-use crate::wire::{SpecError, VmSpec};
+use crate::wire::{DiskSpec, SpecError, VmSpec};
 use disk_formats::{DiskError, DiskIdentity, NewFile};
 use machine::Machine;
 use machine::saved_vm::{
-    ByteSink, ByteSource, CRITICAL, Kind, LoadError, RamSaver, Reader, SaveError, StreamError, Writer,
+    ByteSink, ByteSource, CRITICAL, KIND_DISK, KIND_HOST, LoadError, RamSaver, Reader, SaveError, SavedDisk,
+    StreamError, Writer,
 };
 use machine_spec::MachineSpec;
-use saved_state::{FieldWriter, Fields, RestoreError, SavedState};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The VM as people wrote it, with its disks as they are now (TOML).
-const KIND_HOST: Kind = *b"HOST";
-/// Identity of a disk.
-const KIND_DISK: Kind = *b"DISK";
 /// Most disks that a file may name.
 const MAX_DISKS: usize = crate::wire::MAX_DEVICES;
 
@@ -103,27 +99,6 @@ pub enum LoadFileError {
         /// As found.
         here: DiskIdentity,
     },
-}
-
-/// A disk's identity, as saved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct SavedDisk {
-    key: String,
-    identity: DiskIdentity,
-}
-
-impl SavedState for SavedDisk {
-    const KIND: &'static str = "disk";
-    const VERSION: u32 = 1;
-    fn encode(&self, w: &mut FieldWriter) {
-        let Self { key, identity: DiskIdentity { uuid, size_bytes, generation } } = self;
-        w.text(1, key).bytes(2, uuid).uint(3, *size_bytes).uint(4, *generation);
-    }
-    fn decode(r: &mut Fields<'_>) -> Result<Self, RestoreError> {
-        let key = r.text(1, 64)?;
-        let identity = DiskIdentity { uuid: r.array(2)?, size_bytes: r.uint(3)?, generation: r.uint(4)? };
-        Ok(Self { key, identity })
-    }
 }
 
 /// One save.
@@ -217,7 +192,8 @@ fn assign(
 fn saved_disk(key: &str, disk: &OpenDisk) -> Result<SavedDisk, SaveFileError> {
     let image = disk.image();
     image.flush().map_err(|source| SaveFileError::Flush { path: image.path().into(), source })?;
-    Ok(SavedDisk { key: key.into(), identity: image.identity()? })
+    let DiskIdentity { uuid, size_bytes, generation } = image.identity()?;
+    Ok(SavedDisk { key: key.into(), uuid, size_bytes, generation })
 }
 
 /// A saved VM that is being read: what comes before the machine's own records was.
@@ -266,6 +242,17 @@ impl SavedVm {
         Ok(Self { path: path.into(), source, vm, machine, disks, records_before })
     }
 
+    /// Its disks are these, in the order of their names in the guest.
+    pub fn use_disks(&mut self, disks: &[DiskSpec]) -> Result<(), LoadFileError> {
+        if disks.len() != self.vm.disks.len() {
+            let (has, given) = (self.vm.disks.len(), disks.len());
+            let source = LoadError::Mismatch(format!("it has {has} disks, {given} are named"));
+            return Err(LoadFileError::Load { path: self.path.clone(), source });
+        }
+        self.vm.disks = disks.to_vec();
+        Ok(())
+    }
+
     /// Gives `machine`, which was built from it, its state. Checks the disks first; `disks_moved`: they may be other
     /// files, such as copies or the same ones on another mount, of the same size and time of the last change.
     pub fn restore(mut self, machine: &Machine, host: &Host, disks_moved: bool) -> Result<(), LoadFileError> {
@@ -282,12 +269,17 @@ impl SavedVm {
                 path: self.path.clone(),
                 source: LoadError::Mismatch(format!("it does not say which disk {key} was")),
             };
-            let saved = self.disks.iter().find(|saved| saved.key == key).ok_or_else(missing)?.identity;
+            let saved = self.disks.iter().find(|saved| saved.key == key).ok_or_else(missing)?;
+            let SavedDisk { uuid, size_bytes, generation, .. } = *saved;
+            let saved = DiskIdentity { uuid, size_bytes, generation };
+            let unknown = generation == SavedDisk::NO_GENERATION;
             let problem = if saved.size_bytes != here.size_bytes {
                 "its size is another"
+            } else if unknown && !moved {
+                "whether it is as it was left is not known (it was saved on bare metal): --disks-moved takes it"
             } else if saved.uuid != here.uuid && !moved {
                 "it is another file (one that was moved, or copied with its times, is taken by --disks-moved)"
-            } else if saved.generation != here.generation {
+            } else if saved.generation != here.generation && !unknown {
                 "it was written since the VM was saved"
             } else {
                 continue;
@@ -324,8 +316,7 @@ mod tests {
     /// The bytes of version 1. They stay as they are; a new version adds its own.
     #[test]
     fn golden_bytes_of_a_disk() {
-        let identity = DiskIdentity { uuid: [0xA5; 16], size_bytes: 0x12_3456, generation: 7 };
-        let disk = SavedDisk { key: "disk0".into(), identity };
+        let disk = SavedDisk { key: "disk0".into(), uuid: [0xA5; 16], size_bytes: 0x12_3456, generation: 7 };
         let blob = saved_state::to_blob(&disk);
         let hex: String = blob.data.iter().map(|b| format!("{b:02x}")).collect();
         let golden = "0100050000006469736b30\

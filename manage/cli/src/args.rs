@@ -208,9 +208,10 @@ pub struct RunArgs {
     /// What a panic of the guest's kernel does, as seen on its serial console
     #[arg(long, value_enum, help_heading = "Running")]
     pub on_panic: Option<OnPanic>,
-    /// Go on with a VM saved by ctl save; takes nothing else but --name, --engine and --no-sandbox
+    /// Go on with a VM saved by ctl save, or on bare metal; takes nothing else but --name, --engine, --no-sandbox,
+    /// and --disk for each of its disks if they are elsewhere now
     #[arg(long, value_name = "FILE", help_heading = "Running", conflicts_with_all = [
-        "spec", "kernel", "initrd", "append", "disk", "net", "serial", "console", "cpus", "memory", "cpu_model",
+        "spec", "kernel", "initrd", "append", "net", "serial", "console", "cpus", "memory", "cpu_model",
         "clock_rate", "on_reset", "on_panic", "dry_run",
     ])]
     pub restore: Option<PathBuf>,

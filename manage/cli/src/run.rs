@@ -21,7 +21,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         perf_map: args.perf_map,
     };
     if let Some(file) = &args.restore {
+        let folder = std::env::current_dir().context("the current folder")?;
+        let disks: Result<Vec<_>, _> = args.disk.iter().map(|disk| DiskSpec::from_option(disk)).collect();
+        let mut disks = disks?;
+        disks.iter_mut().for_each(|disk| disk.path = folder.join(&disk.path));
         let changes = vmm::launch::Changes {
+            disks: &disks,
             name: args.name.as_deref(),
             engine: args.engine.map(EngineChoice::from),
             disks_moved: args.disks_moved,

@@ -85,7 +85,8 @@ impl Disk {
                 store.write(offset + at, piece)
             }),
             BlockOp::Flush => self.store.flush(),
-            BlockOp::Discard { .. } => Err(BlockError::Unsupported),
+            // A hint, offered because guests that come from a host may use it: the bytes stay.
+            BlockOp::Discard { .. } => Ok(()),
         }
     }
 
@@ -163,7 +164,7 @@ impl Store for RamDisk {
             read_only: false,
             block_bytes: 512,
             physical_block_bytes: 4096,
-            discard: false,
+            discard: true,
             write_zeroes: true,
         }
     }

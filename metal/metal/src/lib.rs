@@ -4,7 +4,7 @@
 //! page tables, the bundle) is plain Rust and is tested on any host; whatever touches the processor or a port is in
 //! [`arch`].
 //!
-//! - [`boot_info`], [`memory`]: what the loader handed over, and which memory is free.
+//! - [`boot_info`], [`memory`], [`acpi`]: what the loader handed over, which memory is free, what firmware tells.
 //! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
 //! - [`disk`], [`switch`]: what guests' disks and networks are connected to.
 //! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here;
@@ -16,6 +16,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
 pub mod arch;
 pub mod boot_info;
 pub mod bundle;

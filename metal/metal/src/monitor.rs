@@ -22,12 +22,16 @@ pub enum Command {
     Reset(usize),
     /// It ends.
     Stop(usize),
+    /// It is saved, and ends.
+    Save(usize),
     /// Its exits and its time.
     Statistics(usize),
     /// Last lines of a VM; without one, the hypervisor's.
     Log(Option<usize>),
     /// Memory of the machine.
     Memory,
+    /// How busy the machine's processors are.
+    Processors,
     /// The hypervisor breaks down.
     Crash(Crash),
     /// These commands.
@@ -51,11 +55,13 @@ pause N         let VM N stand still
 resume N        let it go on
 reset N         start it again
 stop N          end it
+save N          save it to the disk that its spec names, and end it
 start N         start it, once it has ended
 stats N         its exits and its time
 log             last lines of the hypervisor
 log N           last lines of VM N
 memory          memory of this machine
+cpus            its processors, and how busy they are
 crash panic     end the hypervisor, and see how it tells
 crash stack     the same by a stack that overflows
 help            this";
@@ -77,6 +83,7 @@ pub fn parse(line: &str, vms: usize) -> Result<Option<Command>, String> {
         Some("pause") => vm(Command::Pause),
         Some("resume") => vm(Command::Resume),
         Some("reset") => vm(Command::Reset),
+        Some("save") => vm(Command::Save),
         Some("start") => vm(Command::Start),
         Some("log") if words.len() == 1 => Ok(Some(Command::Log(None))),
         Some("log") => vm(|number| Command::Log(Some(number))),
@@ -88,6 +95,7 @@ pub fn parse(line: &str, vms: usize) -> Result<Option<Command>, String> {
         Some("stop") => vm(Command::Stop),
         Some("stats") => vm(Command::Statistics),
         Some("memory") => alone(Command::Memory),
+        Some("cpus") => alone(Command::Processors),
         Some("help" | "?") => alone(Command::Help),
         Some(other) => Err(alloc::format!("there is no command `{other}`; try help")),
     }

@@ -3,14 +3,15 @@
 //!
 //! Called by: `main.rs`'s panic handler, the exception handlers in [`crate::arch::interrupts`].
 
-use crate::arch::{self, image, screen};
+use crate::arch::{self, image, lapic, processors, screen};
 use crate::log::last_words;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 const MAX_FRAMES: usize = 32;
 
-static UNDER_WAY: AtomicBool = AtomicBool::new(false);
+/// The processor that reports, plus one; 0: none.
+static REPORTING: AtomicUsize = AtomicUsize::new(0);
 
 /// A panic.
 pub fn report(info: &PanicInfo<'_>) -> ! {
@@ -37,12 +38,18 @@ pub fn refuse(text: core::fmt::Arguments<'_>) -> ! {
     end()
 }
 
-/// Reporting may fault itself.
+/// Reporting may fault itself, and one processor reports.
 fn stop_if_again() {
     arch::disable_interrupts();
-    if UNDER_WAY.swap(true, Ordering::SeqCst) {
-        last_words(format_args!("\nPANIC while one is reported"));
-        end();
+    // As long as there is one processor it may not know its number yet.
+    let mine = if processors::running() > 1 { processors::number() + 1 } else { 1 };
+    match REPORTING.compare_exchange(0, mine, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => lapic::stop_others(),
+        Err(other) if other != mine => arch::stop(),
+        Err(_) => {
+            last_words(format_args!("\nPANIC while one is reported"));
+            end()
+        }
     }
 }
 

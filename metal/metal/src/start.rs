@@ -1,11 +1,12 @@
 //! From the boot code to a running hypervisor: the order of steps.
 
-use crate::arch::{self, clock, image, interrupts, lapic, paging::PageTables, pci, serial};
+use crate::acpi::{Acpi, Iommu};
+use crate::arch::paging::{self, PageTables};
+use crate::arch::{self, clock, image, interrupts, lapic, pci, processors, serial};
 use crate::boot_info::{BootInfo, ReadPhysical};
 use crate::heap::Heap;
 use crate::memory::FreeMemory;
 use crate::panic::refuse;
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 /// The boot code maps this much; the heap must be in it.
@@ -46,13 +47,16 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     claim_heap(heap, &mut free);
     let functions = pci::virtio_functions();
     let registers: Vec<_> = functions.iter().flat_map(|function| function.registers.clone()).collect();
-    let tables = PageTables::one_to_one(&info.memory, &own, &registers);
-    let tables: &'static PageTables = Box::leak(Box::new(tables));
+    let acpi = Acpi::read(&OneToOne, info.rsdp);
+    let others = acpi.processors.len().saturating_sub(1);
+    let guards = processors::take_stacks(others, &mut free);
+    let tables = paging::set_own(PageTables::one_to_one(&info.memory, &own, &registers, &guards));
     // SAFETY: they map everything where the boot code has it, and live for ever; this processor is at level 0 in
     // 64-bit mode with interrupts off.
     unsafe {
         tables.activate();
         interrupts::install();
+        processors::set_number(0);
     }
     lapic::mask_legacy_controllers();
     clock::initialize();
@@ -65,7 +69,8 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     );
     crate::log!("free memory: {} MiB", free.bytes() / MIB);
     arch::enable_interrupts();
-    crate::ground::run(&info, free, &functions)
+    show_acpi(&acpi);
+    crate::ground::run(&info, &acpi, free, &functions)
 }
 
 fn show_memory(info: &BootInfo) {
@@ -74,6 +79,11 @@ fn show_memory(info: &BootInfo) {
         crate::log!("  {:#014x}-{:#014x} {}", range.start, range.end(), range.kind.name());
     }
     crate::log!("usable memory: {} MiB", info.memory.usable_bytes() / MIB);
+}
+
+fn show_acpi(acpi: &Acpi) {
+    let iommu = acpi.iommu.map_or("none", Iommu::name);
+    crate::log!("processors: {}, IOMMU: {iommu}", acpi.processors.len().max(1));
 }
 
 fn claim_heap(heap: &Heap, free: &mut FreeMemory) {

@@ -135,7 +135,7 @@ fn count(log: &str, words: &str) -> usize {
 /// Whether the log says that something may be typed.
 type Wait = Box<dyn Fn(&str) -> bool>;
 
-/// Every command, with a typing error put right.
+/// Every command, with a typing error put right; VMs that spin on two processors, so that what is asked has to reach them.
 pub fn monitor(images: &Images) -> Result<Outcome> {
     let bundle = Some(spinning(2)?);
     let typed = [
@@ -153,6 +153,7 @@ pub fn monitor(images: &Images) -> Result<Outcome> {
         ("log\r", "| bedplate-metal "),
         ("log 1\r", ""),
         ("memory\r", "own memory: "),
+        ("cpus\r", "processor 0: idle for "),
         ("help\r", "stop N          end it"),
         ("jump\r", "there is no command `jump`"),
         ("console 1\r", ""),
@@ -175,7 +176,7 @@ pub fn monitor(images: &Images) -> Result<Outcome> {
         .zip(keys)
         .map(|(until, keys)| Step { what: "the monitor's prompt", until: &**until, keys })
         .collect();
-    let (log, ending) = Qemu { bundle, counted: true, ..images.pvh()? }.talk(PATIENCE, &steps)?;
+    let (log, ending) = Qemu { bundle, counted: true, cpus: 2, ..images.pvh()? }.talk(PATIENCE, &steps)?;
     let mut words: Vec<&str> = vec!["VMs run;", PROMPT];
     words.extend(typed.iter().map(|(_, answer)| *answer));
     expect(&log, &words)?;
@@ -190,7 +191,7 @@ fn crash(images: &Images, how: &str, words: &[&str]) -> Result<Outcome> {
     let started = |log: &str| log.contains("VMs run;");
     let keys = format!("{MONITOR}crash {how}\r");
     let steps = [Step { what: "the start", until: &started, keys: &keys }];
-    let qemu = Qemu { bundle: Some(spinning(1)?), counted: true, ..images.pvh()? };
+    let qemu = Qemu { bundle: Some(spinning(1)?), counted: true, cpus: 2, ..images.pvh()? };
     let (log, ending) = qemu.talk(PATIENCE, &steps)?;
     expect(&log, words)?;
     let (_, frames) = log.split_once("PANIC: ").unwrap_or_default();

@@ -7,6 +7,7 @@ mod emulator;
 mod isolation;
 mod loadable;
 mod rows;
+mod state;
 mod toolchain;
 
 use std::path::{Path, PathBuf};

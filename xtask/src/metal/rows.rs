@@ -9,7 +9,7 @@ use guest_trials::{FileServer, Outcome, pattern, pattern_sum};
 
 use super::bundle::{self, BundleOptions};
 use super::emulator::{self, Boot, Ending, Qemu};
-use super::{bochs, bochs_rows, build, build_efi, build_exit_bench, isolation, loadable};
+use super::{bochs, bochs_rows, build, build_efi, build_exit_bench, isolation, loadable, state};
 use crate::summary::Summary;
 use crate::{exec, workspace};
 
@@ -54,8 +54,12 @@ const OWN_GUESTS: &[Row] = &[
 const GUESTS: &[Row] = &[
     ("metal: Linux boots, 1 vCPU", |images| linux(&images.pvh()?, 1)),
     ("metal: Linux boots, 2 vCPUs", |images| linux(&images.pvh()?, 2)),
-    ("metal: two VMs, RAM disk, network between them", two_vms),
+    ("metal: Linux boots, 2 vCPUs on 2 processors", two_processors),
+    ("metal: two VMs, RAM disk, network between them", |images| two_vms(images, 1)),
+    ("metal: two VMs on 2 processors, RAM disk, network between them", |images| two_vms(images, 2)),
     ("metal: the machine's disk and network card", machine_devices),
+    ("metal: a VM from a host goes on, and goes back", state::from_a_host_and_back),
+    ("metal: a VM saved on bare metal goes on there, and on a host", state::from_metal_to_a_host),
     ("metal: VMs that crash, spin and fault beside one that computes", isolation::beside_each_other),
 ];
 const UEFI_GUESTS: &[Row] =
@@ -158,7 +162,8 @@ fn damaged_bundle(images: &Images) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-fn bundle_file(name: &str, content: &[u8]) -> Result<PathBuf> {
+/// A file among the bundles.
+pub fn bundle_file(name: &str, content: &[u8]) -> Result<PathBuf> {
     let folder = workspace::target_folder()?.join("metal");
     fs::create_dir_all(&folder).context("cannot make a folder for bundles")?;
     let path = folder.join(name);
@@ -242,8 +247,28 @@ pub fn expect_linux(log: &str, cpus: u32) -> Result<()> {
     expect_guests(log, cpus, &[PLAIN])
 }
 
+fn two_processors(images: &Images) -> Result<Outcome> {
+    let log = boot(Qemu { cpus: 2, ..images.pvh()? }, 2, &[PLAIN])?;
+    all_worked(&log, 2)?;
+    Ok(Outcome::Passed)
+}
+
+/// Whether each of the machine's processors ran guests.
+fn all_worked(log: &str, processors: u32) -> Result<()> {
+    expect(log, &[&format!("processors that run guests: {processors}")])?;
+    for number in 0..processors {
+        let line = log.lines().find(|line| line.starts_with(&format!("processor {number}: idle for ")));
+        let busy =
+            line.and_then(|line| line.strip_suffix(" % busy")?.rsplit(' ').next()?.parse::<u32>().ok());
+        if busy.is_none_or(|percent| percent == 0) {
+            bail!("processor {number} was not busy:\n{log}");
+        }
+    }
+    Ok(())
+}
+
 /// The first serves a file to the second through the switch; both get their addresses from QEMU's DHCP server.
-fn two_vms(images: &Images) -> Result<Outcome> {
+fn two_vms(images: &Images, processors: u32) -> Result<Outcome> {
     let served = pattern_sum("bedplate-served", KIB);
     let (disk, net) = ("disk = \"ram:blank.img\"", "net = \"switch\"");
     let guests = [
@@ -254,7 +279,7 @@ fn two_vms(images: &Images) -> Result<Outcome> {
         },
         Guest {
             verbs: format!(
-                "bedplate.blk={KIB} bedplate.checksum=3,512 bedplate.net=fetch,http://10.0.2.15:8080/file"
+                "bedplate.blk={KIB} bedplate.checksum=12,512 bedplate.net=fetch,http://10.0.2.15:8080/file"
             ),
             lines: vec![disk, net],
             says: vec![
@@ -263,7 +288,11 @@ fn two_vms(images: &Images) -> Result<Outcome> {
             ],
         },
     ];
-    let log = boot(Qemu { more: network_card(), ..images.pvh()? }, 1, &guests)?;
+    let qemu = Qemu { more: network_card(), cpus: processors, ..images.pvh()? };
+    let log = boot(qemu, 1, &guests)?;
+    if processors > 1 {
+        all_worked(&log, processors)?;
+    }
     let own = log.lines().filter_map(|line| line.split_once("own memory: "));
     let kib = own.filter_map(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok()).max();
     match kib {

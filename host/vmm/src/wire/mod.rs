@@ -121,6 +121,10 @@ pub struct VmSpec {
     /// was asked for by name lacks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_model: Option<String>,
+    /// Physical address bits that the guest's processors tell; absent: 46. A VM that is to go over to a processor that
+    /// has fewer must be told fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address_bits: Option<u8>,
     /// Engine.
     pub engine: EngineChoice,
     /// Guest time runs at this rate of host time, as in `1/8`.
@@ -165,6 +169,7 @@ impl Default for VmSpec {
             cpus: 1,
             memory: ByteSize(1 << 30),
             cpu_model: None,
+            address_bits: None,
             engine: EngineChoice::Auto,
             clock_rate: None,
             on_reset: OnReset::Reboot,

@@ -15,7 +15,7 @@ mod records;
 
 pub(crate) use ram::KIND_PAGES;
 pub use ram::{MAX_PAGES, PAGE_BYTES, RamSaver, restore_pages};
-pub use records::{SavedBlob, SavedClock, SavedRam};
+pub use records::{SavedBlob, SavedClock, SavedDisk, SavedRam};
 
 use alloc::format;
 use alloc::string::String;
@@ -34,6 +34,10 @@ pub const CRITICAL: u16 = 1;
 
 /// What a record is.
 pub type Kind = [u8; 4];
+/// The VM as people wrote it, for a host (TOML, `vmm::wire`), with its disks as they are now. Before the machine's own.
+pub const KIND_HOST: Kind = *b"HOST";
+/// A [`SavedDisk`]. Before the machine's own records.
+pub const KIND_DISK: Kind = *b"DISK";
 /// The last record.
 pub const KIND_END: Kind = *b"END ";
 
@@ -227,6 +231,7 @@ pub struct Reader<'s> {
     source: &'s mut dyn ByteSource,
     records: u64,
     ended: bool,
+    longest: usize,
 }
 
 impl<'s> Reader<'s> {
@@ -240,14 +245,21 @@ impl<'s> Reader<'s> {
         let mut version = [0; 4];
         source.get(&mut version)?;
         match u32::from_le_bytes(version) {
-            VERSION => Ok(Self { source, records: 0, ended: false }),
+            VERSION => Ok(Self { source, records: 0, ended: false, longest: MAX_BODY_BYTES }),
             got => Err(LoadError::Version { got }),
         }
     }
 
     /// Goes on where another reader of the same source stopped, after `records` records.
     pub fn resume(source: &'s mut dyn ByteSource, records: u64) -> Self {
-        Self { source, records, ended: false }
+        Self { source, records, ended: false, longest: MAX_BODY_BYTES }
+    }
+
+    /// Takes no record that is longer than this, either: for grounds with little memory.
+    #[must_use]
+    pub fn with_longest(mut self, bytes: usize) -> Self {
+        self.longest = bytes.min(MAX_BODY_BYTES);
+        self
     }
 
     /// How many records were read.
@@ -266,7 +278,7 @@ impl<'s> Reader<'s> {
         let kind = [k0, k1, k2, k3];
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         let record = self.records;
-        if length > MAX_BODY_BYTES {
+        if length > self.longest {
             return Err(LoadError::TooLong { record, kind: kind_name(kind), bytes: length as u64 });
         }
         let body = self.body(length)?;

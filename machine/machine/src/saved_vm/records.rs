@@ -12,6 +12,37 @@ const MAX_REGIONS: usize = 64;
 /// Longest name of a device or kind.
 const MAX_NAME_BYTES: usize = 256;
 
+/// Identity of a disk, as whoever holds it tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedDisk {
+    /// Its key in the machine's spec.
+    pub key: String,
+    /// Which disk; zero: not known.
+    pub uuid: [u8; 16],
+    /// The size that the guest sees.
+    pub size_bytes: u64,
+    /// Which state of its content; [`SavedDisk::NO_GENERATION`]: not known.
+    pub generation: u64,
+}
+
+impl SavedDisk {
+    /// Of grounds that keep no account of when a disk was written.
+    pub const NO_GENERATION: u64 = 0;
+}
+
+impl SavedState for SavedDisk {
+    const KIND: &'static str = "disk";
+    const VERSION: u32 = 1;
+    fn encode(&self, w: &mut FieldWriter) {
+        let Self { key, uuid, size_bytes, generation } = self;
+        w.text(1, key).bytes(2, uuid).uint(3, *size_bytes).uint(4, *generation);
+    }
+    fn decode(r: &mut Fields<'_>) -> Result<Self, RestoreError> {
+        let key = r.text(1, 64)?;
+        Ok(Self { key, uuid: r.array(2)?, size_bytes: r.uint(3)?, generation: r.uint(4)? })
+    }
+}
+
 /// State of one named part: a device, a vCPU, a piece of the partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedBlob {

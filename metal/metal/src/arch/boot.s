@@ -113,6 +113,8 @@ boot_stack_guard: .skip 4096    # unmapped by arch/paging.rs
 boot_stack: .skip 2 << 20
 .global boot_stack_top
 boot_stack_top:
+# The other processors start with them, too (processors.s).
+.global boot_pml4
 boot_pml4: .skip 4096
 boot_pdpt: .skip 4096
 boot_pds: .skip 16384

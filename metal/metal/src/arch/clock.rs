@@ -78,6 +78,14 @@ pub fn now_ns() -> u64 {
     MEASURED.get().map_or(0, |m| ns_of(tsc().saturating_sub(m.base), m.khz))
 }
 
+/// Does nothing for `ns` nanoseconds.
+pub fn wait(ns: u64) {
+    let start = now_ns();
+    while now_ns() - start < ns {
+        core::hint::spin_loop();
+    }
+}
+
 fn ns_of(ticks: u64, khz: u32) -> u64 {
     let khz = u64::from(khz);
     (ticks / khz).wrapping_mul(1_000_000).wrapping_add(ticks % khz * 1_000_000 / khz)

@@ -50,9 +50,9 @@ pub fn image() -> Image {
     Image::default()
 }
 
-/// The caller's frame pointer and the return address in the frame at `frame`, if that is on the boot processor's stack.
+/// The caller's frame pointer and the return address in the frame at `frame`, if that is on a processor's stack.
 pub fn stack_frame(frame: u64) -> Option<(u64, u64)> {
-    let stack = image().stack;
+    let stack = super::processors::stack_of(frame).unwrap_or(image().stack);
     let fits = frame.is_multiple_of(8) && frame >= stack.start && frame < stack.end.saturating_sub(16);
     fits.then(|| {
         let at = core::ptr::with_exposed_provenance::<u64>(frame as usize);

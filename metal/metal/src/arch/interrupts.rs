@@ -4,10 +4,10 @@
 //! Double faults, NMIs and machine checks have stacks of their own, so that an overflowing stack (whose guard page is
 //! not mapped) can still be told.
 
-use super::{image, lapic};
+use super::{lapic, processors};
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Vector of the local APIC's timer.
 pub const TIMER_VECTOR: u8 = 0x20;
@@ -104,13 +104,18 @@ struct Frame {
     ss: u64,
 }
 
-/// Timer interrupts so far, on all processors.
-pub static TICKS: AtomicU64 = AtomicU64::new(0);
+/// An NMI is the end.
+static STOP_AT_NMI: AtomicBool = AtomicBool::new(false);
 
-/// What is called for each timer interrupt; it takes no lock.
+/// From now on a processor that gets an NMI stops.
+pub fn stop_at_nmi() {
+    STOP_AT_NMI.store(true, Ordering::SeqCst);
+}
+
+/// What is called for each interrupt of the timer or of another processor; it takes no lock.
 static ON_TIMER: spin::Once<fn()> = spin::Once::new();
 
-/// Says what a timer interrupt does besides being counted. Only the first call counts.
+/// Says what they do. Only the first call counts.
 pub fn on_timer(handler: fn()) {
     ON_TIMER.call_once(|| handler);
 }
@@ -125,8 +130,7 @@ pub fn on_device(handler: fn()) {
 
 extern "C" fn interrupt(frame: &Frame) {
     match frame.vector as u8 {
-        TIMER_VECTOR => {
-            TICKS.fetch_add(1, Ordering::Relaxed);
+        TIMER_VECTOR | WAKE_VECTOR => {
             if let Some(handler) = ON_TIMER.get() {
                 handler();
             }
@@ -138,14 +142,14 @@ extern "C" fn interrupt(frame: &Frame) {
             }
             lapic::end_of_interrupt();
         }
-        WAKE_VECTOR => lapic::end_of_interrupt(),
         SPURIOUS_VECTOR => {}
+        2 if STOP_AT_NMI.load(Ordering::SeqCst) => super::stop(),
         // An NMI of the board has nobody who asked for it.
         2 => {}
         vector => crate::panic::fault(
             format_args!(
                 "{}exception {vector}, error code {:#x}, at {:#x}, stack {:#x}, CR2 {:#x}",
-                if image::image().guard.contains(&cr2()) { "the stack is full: " } else { "" },
+                if processors::is_guard(cr2()) { "the stack is full: " } else { "" },
                 frame.error,
                 frame.rip,
                 frame.rsp,

@@ -1,7 +1,7 @@
 //! The local APIC of the processor that we run on: its timer, and messages to other processors. In xAPIC mode through
 //! its page, in x2APIC mode (as some firmware leaves it) through MSRs.
 
-use super::interrupts::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use super::interrupts::{SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 use super::{clock, out8, read_msr, write_msr};
 use core::sync::atomic::{AtomicU64, Ordering};
 use x86_defs::msr;
@@ -96,6 +96,59 @@ pub fn timer_hz() -> u64 {
 pub fn interrupt_in(ns: u64) {
     let ticks = u128::from(ns) * u128::from(timer_hz()) / 1_000_000_000;
     write(INITIAL_COUNT, ticks.clamp(1, u128::from(u32::MAX)) as u32);
+}
+
+/// Interrupt command register: delivery modes and the like (SDM vol. 3, 11.6.1).
+const COMMAND: u32 = 0x30;
+const COMMAND_HIGH: u32 = 0x31;
+const ASSERT: u32 = 1 << 14;
+const NMI: u32 = 4 << 8;
+const INIT: u32 = 5 << 8;
+const START_UP: u32 = 6 << 8;
+const ALL_BUT_SELF: u32 = 3 << 18;
+/// Delivery status: the last command is under way. Not in x2APIC mode.
+const UNDER_WAY: u32 = 1 << 12;
+
+fn send(id: u32, command: u32) {
+    if base() & msr::APIC_BASE_X2APIC != 0 {
+        // SAFETY: as in `write`; one register in this mode.
+        unsafe { write_msr(msr::X2APIC_FIRST + COMMAND, u64::from(id) << 32 | u64::from(command)) };
+        return;
+    }
+    // An interrupt handler may send, too: the two halves belong together.
+    let on = super::interrupts_are_on();
+    super::disable_interrupts();
+    while read(COMMAND) & UNDER_WAY != 0 {
+        core::hint::spin_loop();
+    }
+    write(COMMAND_HIGH, id << 24);
+    write(COMMAND, command);
+    if on {
+        super::enable_interrupts();
+    }
+}
+
+/// The processor whose local APIC is `id` is reset, and waits for [`send_start`].
+pub fn send_init(id: u32) {
+    send(id, INIT | ASSERT);
+}
+
+/// It starts in real mode at `page`, below 1 MiB.
+pub fn send_start(id: u32, page: u64) {
+    send(id, START_UP | ASSERT | (page >> 12) as u32 & 0xFF);
+}
+
+/// It looks up from what it does.
+pub fn send_wake(id: u32) {
+    send(id, ASSERT | u32::from(WAKE_VECTOR));
+}
+
+/// All other processors do nothing any more.
+pub fn stop_others() {
+    super::interrupts::stop_at_nmi();
+    if super::processors::running() > 1 {
+        send(0, NMI | ASSERT | ALL_BUT_SELF);
+    }
 }
 
 /// The interrupt under way is done.

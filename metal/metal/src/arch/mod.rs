@@ -11,6 +11,7 @@ pub mod lapic;
 pub mod msix;
 pub mod paging;
 pub mod pci;
+pub mod processors;
 pub mod rtc;
 pub mod screen;
 pub mod serial;
@@ -85,6 +86,14 @@ pub fn disable_interrupts() {
     unsafe { asm!("cli", options(nostack)) };
 }
 
+/// Whether they are on.
+pub fn interrupts_are_on() -> bool {
+    let flags: u64;
+    // SAFETY: only reads the flags.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
+    flags & x86_defs::flags::IF != 0
+}
+
 /// Waits for an interrupt, with interrupts on from the same moment on: none is missed in between. The caller has them
 /// off.
 pub fn wait_for_interrupt() {
@@ -110,9 +119,15 @@ pub fn tsc() -> u64 {
 /// Ends the machine that we run on if it is an emulator that listens; otherwise stops this processor for good. `good`:
 /// whether it ends as it should.
 pub fn power_off(good: bool) -> ! {
+    lapic::stop_others();
     // QEMU's isa-debug-exit: status 2·value + 1.
     out8(0xF4, if good { 0x10 } else { 0x11 });
     b"Shutdown".iter().for_each(|byte| out8(0x8900, *byte));
+    stop()
+}
+
+/// This processor does nothing any more.
+pub fn stop() -> ! {
     loop {
         disable_interrupts();
         // SAFETY: nothing more is to happen.

@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
+use spin::Once;
 use x86_defs::paging::{PTE_ADDR, PTE_NX, PTE_P, PTE_PS, PTE_W};
 
 const PAGE: u64 = 4096;
@@ -21,6 +22,19 @@ const FOUR_GIB: u64 = 4 << 30;
 const MAX_ADDRESS: u64 = 1 << 47;
 /// PWT and PCD: uncached.
 const UNCACHED: u64 = 1 << 3 | 1 << 4;
+
+/// Those of all our processors.
+static OWN: Once<PageTables> = Once::new();
+
+/// Makes `tables` those of all our processors; they live for ever.
+pub fn set_own(tables: PageTables) -> &'static PageTables {
+    OWN.call_once(|| tables)
+}
+
+/// Those that were set; before, none that map anything.
+pub fn own() -> &'static PageTables {
+    OWN.call_once(PageTables::default)
+}
 
 #[repr(C, align(4096))]
 struct Table([u64; 512]);
@@ -87,9 +101,10 @@ impl PageTables {
         0
     }
 
-    /// Tables for a machine of this memory, with our image in it, and devices' `registers` wherever they are.
-    pub fn one_to_one(map: &MemoryMap, image: &Image, registers: &[Range<u64>]) -> Self {
-        let plan = Plan::new(map, image);
+    /// Tables for a machine of this memory, with our image in it, and devices' `registers` wherever they are; without the
+    /// pages `guards`.
+    pub fn one_to_one(map: &MemoryMap, image: &Image, registers: &[Range<u64>], guards: &[u64]) -> Self {
+        let plan = Plan::new(map, image, guards);
         let mut tables = Self::default();
         let top = map.top().max(FOUR_GIB).next_multiple_of(LARGE);
         for range in registers.iter().filter(|range| range.start >= top && range.end <= MAX_ADDRESS) {
@@ -145,17 +160,19 @@ impl PageTables {
 struct Plan<'a> {
     map: &'a MemoryMap,
     image: &'a Image,
+    guards: &'a [u64],
     /// Addresses where something changes.
     borders: Vec<u64>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(map: &'a MemoryMap, image: &'a Image) -> Self {
+    fn new(map: &'a MemoryMap, image: &'a Image, guards: &'a [u64]) -> Self {
         let mut borders: Vec<u64> = alloc::vec![PAGE];
         let mut add = |range: Range<u64>| borders.extend([range.start, range.end]);
         map.ranges().iter().for_each(|r| add(r.start..r.end()));
         [&image.all, &image.text, &image.constants, &image.guard].into_iter().for_each(|r| add(r.clone()));
-        Self { map, image, borders }
+        guards.iter().for_each(|at| add(*at..at + PAGE));
+        Self { map, image, guards, borders }
     }
 
     fn is_uniform(&self, block: Range<u64>) -> bool {
@@ -165,7 +182,7 @@ impl<'a> Plan<'a> {
     /// Flags of the page at `page`; `None`: not mapped.
     fn flags(&self, page: u64) -> Option<u64> {
         let inside = |range: &Range<u64>| page < range.end && page + PAGE > range.start;
-        if page == 0 || inside(&self.image.guard) {
+        if page == 0 || inside(&self.image.guard) || self.guards.contains(&page) {
             return None;
         }
         if inside(&self.image.text) {
@@ -203,7 +220,8 @@ mod tests {
             guard: 0x13_0000..0x13_1000,
             stack: 0x13_1000..0x14_0000,
         };
-        let tables = PageTables::one_to_one(&map, &image, &[0x80_0000_1000..0x80_0000_2000, 0..u64::MAX]);
+        let registers = [0x80_0000_1000..0x80_0000_2000, 0..u64::MAX];
+        let tables = PageTables::one_to_one(&map, &image, &registers, &[0x60_3000]);
         let writable = |at| tables.entry(at) & PTE_W != 0;
         let executable = |at| tables.entry(at) != 0 && tables.entry(at) & PTE_NX == 0;
         for page in (0..0x40_0000).step_by(4096) {
@@ -211,6 +229,8 @@ mod tests {
             assert_eq!(executable(page), image.text.contains(&page), "{page:#x}");
         }
         assert_eq!((tables.entry(0), tables.entry(0x13_0FFF)), (0, 0));
+        assert_eq!(tables.entry(0x60_3FFF), 0);
+        assert!(writable(0x60_2FFF) && writable(0x60_4000));
         assert!(!writable(0x12_8000) && writable(0x13_1000) && writable(0x20_0000));
         assert_eq!(tables.entry(0x3000_0000), 0x3000_0000 | PTE_P | PTE_W | PTE_NX | PTE_PS);
         assert_eq!(tables.entry(0xFEE0_0000) & UNCACHED, UNCACHED);

@@ -30,7 +30,7 @@ impl Store for MachineDisk {
             read_only: self.0.readonly(),
             block_bytes: SECTOR_SIZE as u32,
             physical_block_bytes: 4096,
-            discard: false,
+            discard: true,
             write_zeroes: true,
         }
     }

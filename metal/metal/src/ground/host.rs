@@ -7,7 +7,7 @@ use super::console::Port;
 use super::devices::{Devices, MachineDisk};
 use super::processor::Processor;
 use crate::arch::pci::VirtioFunction;
-use crate::arch::{clock, clock::MachineTime};
+use crate::arch::{clock, clock::MachineTime, processors};
 use crate::disk::{Disk, RamDisk, SharedStore, Store};
 use crate::memory::FreeMemory;
 use crate::switch::{MTU, Switch, SwitchPort};
@@ -22,7 +22,7 @@ use chipset::SerialOut;
 use core::arch::x86_64::__cpuid_count;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use device::Waker;
 use guest_memory::HostSpan;
 use guest_time::{GuestClock, GuestNs, Timer};
@@ -105,8 +105,39 @@ struct Events {
     /// Devices that asked to be polled, with the mark that they did.
     pending: Mutex<VecDeque<(Arc<AtomicBool>, DeviceSlot)>>,
     timers: Mutex<Vec<Deadline>>,
-    /// By vCPU: it was woken.
-    woken: Mutex<BTreeMap<u32, Arc<AtomicBool>>>,
+    /// Of each vCPU.
+    places: Mutex<BTreeMap<u32, Arc<Place>>>,
+}
+
+/// Where a vCPU is.
+#[derive(Default)]
+pub struct Place {
+    woken: AtomicBool,
+    /// Number of the processor that it has, plus one; 0: none.
+    processor: AtomicUsize,
+}
+
+impl Place {
+    /// Takes it for this processor; `false`: another one has it.
+    pub fn take(&self) -> bool {
+        let mine = processors::number() + 1;
+        self.processor.compare_exchange(0, mine, SeqCst, SeqCst).is_ok()
+    }
+
+    /// It has no processor any more.
+    pub fn leave(&self) {
+        self.processor.store(0, SeqCst);
+    }
+
+    /// Number of the processor that it has.
+    pub fn processor(&self) -> Option<usize> {
+        self.processor.load(SeqCst).checked_sub(1)
+    }
+
+    /// Whether it was woken since the last call.
+    pub fn take_woken(&self) -> bool {
+        self.woken.swap(false, SeqCst)
+    }
 }
 
 /// See the module's header.
@@ -142,12 +173,21 @@ impl VmHost {
     }
 
     /// What holds disk `name`: the same as ever, or taken now.
-    fn store(&self, name: &str) -> Result<SharedStore, HostError> {
+    pub fn store(&self, name: &str) -> Result<SharedStore, HostError> {
+        self.held(name, self.disks.get(name))
+    }
+
+    /// What holds disk `number` of the machine, which is no disk of the guest.
+    pub fn machine_store(&self, number: usize) -> Result<SharedStore, HostError> {
+        self.held(&format!("machine:{number}"), Some(&DiskSource::Machine(number)))
+    }
+
+    fn held(&self, name: &str, source: Option<&DiskSource>) -> Result<SharedStore, HostError> {
         let mut disks = self.holdings.disks.lock();
         if let Some(store) = disks.get(name) {
             return Ok(store.clone());
         }
-        let store: Box<dyn Store> = match self.disks.get(name) {
+        let store: Box<dyn Store> = match source {
             Some(DiskSource::Ram(file)) => {
                 let content = self.files.get(&super::vm::image_key(file));
                 let content = content.ok_or_else(|| HostError(format!("the bundle has no file `{file}`")))?;
@@ -190,18 +230,21 @@ impl VmHost {
         Some(clock::now_ns().saturating_add(self.clock.host_ns_until(next)?))
     }
 
-    /// Whether vCPU `id` was woken since the last call.
-    pub fn take_woken(&self, id: u32) -> bool {
-        self.events.woken.lock().get(&id).is_some_and(|woken| woken.swap(false, SeqCst))
+    /// Where vCPU `id` is.
+    pub fn place(&self, id: u32) -> Arc<Place> {
+        self.events.places.lock().entry(id).or_default().clone()
     }
 }
 
-struct VcpuWake(Arc<AtomicBool>);
-
-impl Wake for VcpuWake {
+impl Wake for Place {
     fn wake(&self) {
-        self.0.store(true, SeqCst);
-        Processor::want_scheduler();
+        self.woken.store(true, SeqCst);
+        Processor::want_turn();
+    }
+    fn interrupt(&self) {
+        if let Some(processor) = self.processor() {
+            Processor::interrupt(processor);
+        }
     }
 }
 
@@ -241,7 +284,7 @@ impl HostServices for VmHost {
     }
 
     fn vcpu_wake(&self, id: u32) -> Arc<dyn Wake> {
-        Arc::new(VcpuWake(self.events.woken.lock().entry(id).or_default().clone()))
+        self.place(id)
     }
 
     fn allocate_ram(&self, spec: &RamSpec) -> Result<HostSpan, HostError> {

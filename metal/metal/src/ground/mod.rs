@@ -6,27 +6,34 @@
 mod console;
 mod devices;
 mod host;
+mod operate;
 mod processor;
+mod saved;
 mod schedule;
 mod virtualization;
 mod vm;
 
+use crate::acpi::Acpi;
 use crate::arch::pci::VirtioFunction;
+use crate::arch::{lapic, processors};
 use crate::boot_info::{BootInfo, Extent};
 use crate::bundle::Bundle;
 use crate::memory::FreeMemory;
 use crate::panic::refuse;
 use crate::{arch, vm_spec};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::convert::Infallible;
 use cpu_soft::SoftHypervisor;
 use host::Resources;
 use processor::Processor;
+use schedule::Schedule;
 use virtualization::Virtualization;
 use vm::{Vm, Works};
 
 /// Runs the bundle's VMs; does not come back.
-pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> ! {
+pub fn run(info: &BootInfo, acpi: &Acpi, free: FreeMemory, functions: &[VirtioFunction]) -> ! {
     let Some(module) = info.modules[0] else {
         crate::log!("there is no bundle: nothing to run (give one as the loader's module)");
         arch::power_off(true);
@@ -36,8 +43,9 @@ pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> !
         Err(error) => refuse(format_args!("{error}")),
     };
     virtualization.show();
-    // SAFETY: once, here, on the only processor that runs, at level 0; memory is mapped one to one.
-    unsafe { virtualization.enable() };
+    // SAFETY: once on each processor, at level 0; memory is mapped one to one.
+    let enable = move || unsafe { virtualization.enable() };
+    enable();
     let bundle = match Bundle::read(bytes_of(&module)) {
         Ok(bundle) => bundle,
         Err(error) => refuse(format_args!("{error}")),
@@ -58,7 +66,24 @@ pub fn run(info: &BootInfo, free: FreeMemory, functions: &[VirtioFunction]) -> !
         }
     }
     crate::log!("memory left: {} MiB", works.resources.free_bytes() >> 20);
-    schedule::run(&vms, &works)
+    let schedule: &'static Schedule = Box::leak(Box::new(Schedule::new(vms, works)));
+    start_processors(info, acpi, move || {
+        enable();
+        schedule.run()
+    });
+    schedule.run()
+}
+
+/// Starts the machine's other processors, to do what `entry` says.
+fn start_processors(info: &BootInfo, acpi: &Acpi, entry: impl Fn() -> Infallible + Sync + 'static) {
+    let own = lapic::id();
+    let others: Vec<u32> = acpi.processors.iter().copied().filter(|id| *id != own).collect();
+    if others.is_empty() {
+        return;
+    }
+    let entry: processors::Entry = Box::leak(Box::new(entry));
+    let came = processors::start(&others, &info.memory, entry);
+    crate::log!("processors that run guests: {}", came + 1);
 }
 
 fn refuse_text(error: &dyn core::fmt::Display) -> ! {

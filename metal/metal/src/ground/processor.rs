@@ -1,7 +1,8 @@
-//! The processor as guests' engine sees it: time slices, the timer that ends them, and what asks for it back.
+//! Processors as guests' engine sees them: time slices, the timer that ends them, and what asks for a processor back.
 
-use crate::arch::{clock, interrupts, lapic};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use crate::acpi::MAX_PROCESSORS;
+use crate::arch::{self, clock, interrupts, lapic, processors};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use cpu_hardware::Ground;
 
 /// Memory is mapped one to one.
@@ -9,32 +10,56 @@ pub fn physical(address: usize) -> u64 {
     address as u64
 }
 
-/// When whoever runs now has had its time, or the scheduler has something to do, in our time.
-static TURN_ENDS: AtomicU64 = AtomicU64::new(0);
-/// An interrupt came, or the scheduler is wanted: to be seen before a guest is entered.
-static INTERRUPTED: AtomicU32 = AtomicU32::new(0);
-/// A device wants to be polled.
+/// One of them.
+struct Own {
+    /// Its local APIC's.
+    id: AtomicU32,
+    /// When whoever runs there has had its time, in our time.
+    turn_ends: AtomicU64,
+    /// An interrupt came, or the scheduler is wanted: to be seen before a guest is entered.
+    interrupted: AtomicU32,
+    /// It has nothing to do.
+    idle: AtomicBool,
+    /// How long it had nothing to do.
+    idle_ns: AtomicU64,
+}
+
+static ALL: [Own; MAX_PROCESSORS] = [const {
+    Own {
+        id: AtomicU32::new(0),
+        turn_ends: AtomicU64::new(0),
+        interrupted: AtomicU32::new(0),
+        idle: AtomicBool::new(false),
+        idle_ns: AtomicU64::new(0),
+    }
+}; MAX_PROCESSORS];
+/// A device wants to be polled, or something was asked.
 static WORK: AtomicBool = AtomicBool::new(false);
 
-/// See the module's header.
+fn own() -> &'static Own {
+    &ALL[processors::number()]
+}
+
+/// See the module's header: the one that runs this.
 pub struct Processor;
 
 impl Processor {
-    /// Interrupts are noticed from now on.
+    /// Interrupts are noticed from now on. On each.
     pub fn initialize() {
-        interrupts::on_timer(|| INTERRUPTED.store(1, SeqCst));
+        interrupts::on_timer(|| own().interrupted.store(1, SeqCst));
         interrupts::on_device(Self::want_scheduler);
+        own().id.store(lapic::id(), SeqCst);
     }
 
     /// Whoever runs next has it until `at`, in our time.
     pub fn grant_until(at: u64) {
-        TURN_ENDS.store(at, SeqCst);
+        own().turn_ends.store(at, SeqCst);
     }
 
-    /// The scheduler is to look at its work soon.
+    /// Some processor is to look at its work soon.
     pub fn want_scheduler() {
         WORK.store(true, SeqCst);
-        INTERRUPTED.store(1, SeqCst);
+        own().interrupted.store(1, SeqCst);
     }
 
     /// The scheduler looks now.
@@ -42,15 +67,61 @@ impl Processor {
         WORK.store(false, SeqCst);
     }
 
-    /// Waits until `at` in our time, or an interrupt.
-    pub fn idle_until(at: u64) {
-        crate::arch::disable_interrupts();
-        let now = clock::now_ns();
-        if at > now && !WORK.load(SeqCst) {
-            lapic::interrupt_in(at - now);
-            crate::arch::wait_for_interrupt();
+    /// Whether it is to look.
+    pub fn scheduler_is_wanted() -> bool {
+        WORK.load(SeqCst)
+    }
+
+    /// A vCPU has something to do: whoever is idle comes, otherwise the one that runs this.
+    pub fn want_turn() {
+        if !Self::wake_idle(1) {
+            Self::want_scheduler();
         }
-        crate::arch::enable_interrupts();
+    }
+
+    /// Has up to `count` idle processors look for something to do; whether there was one.
+    pub fn wake_idle(count: usize) -> bool {
+        let idle = ALL.iter().take(processors::running());
+        let idle = idle.filter(|other| !core::ptr::eq(*other, own()) && other.idle.swap(false, SeqCst));
+        idle.take(count).map(|other| lapic::send_wake(other.id.load(SeqCst))).count() > 0
+    }
+
+    /// Has processor `number` leave guest code.
+    pub fn interrupt(number: usize) {
+        if number != processors::number()
+            && let Some(other) = ALL.get(number)
+        {
+            lapic::send_wake(other.id.load(SeqCst));
+        }
+    }
+
+    /// From now on [`Processor::wake_idle`] reaches it; what came before is to be looked for.
+    pub fn offer() {
+        own().interrupted.store(0, SeqCst);
+        own().idle.store(true, SeqCst);
+    }
+
+    /// It has found something.
+    pub fn withdraw() {
+        own().idle.store(false, SeqCst);
+    }
+
+    /// Waits until `at` in our time, or an interrupt since [`Processor::offer`].
+    pub fn idle_until(at: u64) {
+        arch::disable_interrupts();
+        let now = clock::now_ns();
+        if at > now && !WORK.load(SeqCst) && own().interrupted.load(SeqCst) == 0 {
+            lapic::interrupt_in(at - now);
+            arch::wait_for_interrupt();
+        }
+        arch::enable_interrupts();
+        Self::withdraw();
+        own().idle_ns.fetch_add(clock::now_ns().saturating_sub(now), Relaxed);
+    }
+
+    /// How long each has had nothing to do, in nanoseconds.
+    pub fn idle_times() -> impl Iterator<Item = u64> {
+        ALL.iter().take(processors::running()).map(|one| one.idle_ns.load(Relaxed))
     }
 }
 
@@ -64,8 +135,9 @@ impl Ground for Processor {
     }
 
     fn before_entry(&self, due_in: Option<u64>) -> bool {
-        INTERRUPTED.store(0, SeqCst);
-        let left = TURN_ENDS.load(SeqCst).saturating_sub(clock::now_ns());
+        let own = own();
+        own.interrupted.store(0, SeqCst);
+        let left = own.turn_ends.load(SeqCst).saturating_sub(clock::now_ns());
         if left == 0 || WORK.load(SeqCst) {
             return false;
         }
@@ -74,6 +146,6 @@ impl Ground for Processor {
     }
 
     fn interrupted(&self) -> &AtomicU32 {
-        &INTERRUPTED
+        &own().interrupted
     }
 }

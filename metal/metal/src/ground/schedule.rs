@@ -1,129 +1,121 @@
-//! The loop of a processor: every vCPU in turn, for a slice of time; idle when none has anything to do.
+//! The loop of each processor: every vCPU in turn, for a slice of time; halted when none has anything to do.
+//!
+//! One processor at a time looks after the devices, the keyboard and what VMs were asked ([`Desk`]): whoever comes by
+//! when there is something to do, while the others run guests (docs/adr/0018-all-processors.md).
 
 use super::console::{self, Keyboard};
+use super::operate;
 use super::processor::Processor;
 use super::vm::{Vm, Works};
-use crate::arch::{self, clock, image};
-use crate::heap;
-use crate::monitor::{self, Command, Crash, HELP};
+use crate::arch::{self, clock};
 use crate::turns::Turns;
 use alloc::vec::Vec;
-use machine::{Request, Verdict};
+use sync::Mutex;
 
 /// A vCPU's turn while others wait.
 const SLICE_NS: u64 = 2_000_000;
 /// Longest time between two looks at the keyboard.
 const LOOK_NS: u64 = 20_000_000;
 
-/// Runs until all VMs have ended.
-pub fn run(vms: &[Vm], works: &Works) -> ! {
-    Processor::initialize();
-    if vms.len() > 1 {
-        console::name_lines();
+/// What one processor at a time has.
+struct Desk {
+    keyboard: Keyboard,
+    /// When the keyboard is to be looked at next, in our time.
+    look_at: u64,
+}
+
+/// What all processors run.
+pub struct Schedule {
+    vms: Vec<Vm>,
+    works: Works,
+    /// VM and number of each vCPU.
+    vcpus: Vec<(usize, u32)>,
+    turns: Mutex<Turns>,
+    desk: Mutex<Desk>,
+}
+
+impl Schedule {
+    /// Of these VMs.
+    pub fn new(vms: Vec<Vm>, works: Works) -> Self {
+        if vms.len() > 1 {
+            console::name_lines();
+        }
+        let of = |(vm, vcpus): (usize, u32)| (0..vcpus).map(move |vcpu| (vm, vcpu));
+        let vcpus = vms.iter().map(Vm::vcpu_count).enumerate().flat_map(of).collect();
+        let desk = Mutex::new(Desk { keyboard: Keyboard::new(), look_at: 0 });
+        operate::show_own_memory();
+        crate::log!("{} VMs run; Ctrl-A 0 is the monitor", vms.len());
+        Self { vms, works, vcpus, turns: Mutex::default(), desk }
     }
-    let mut keyboard = Keyboard::new();
-    let mut turns = Turns::default();
-    let of = |(vm, vcpus): (usize, u32)| (0..vcpus).map(move |vcpu| (vm, vcpu));
-    let vcpus: Vec<(usize, u32)> = vms.iter().map(Vm::vcpu_count).enumerate().flat_map(of).collect();
-    show_own_memory();
-    crate::log!("{} VMs run; Ctrl-A 0 is the monitor", vms.len());
-    while !vms.iter().all(Vm::has_ended) {
-        Processor::scheduler_looks();
-        let ports: Vec<_> = vms.iter().map(Vm::port).collect();
-        if let Some(line) = keyboard.poll(&ports) {
-            match monitor::parse(&line, vms.len()) {
-                Ok(Some(command)) => operate(&command, vms, works, &mut keyboard),
-                Ok(None) => {}
-                Err(reason) => crate::log!("{reason}"),
+
+    /// Runs until all VMs have ended; on each processor.
+    pub fn run(&self) -> ! {
+        Processor::initialize();
+        arch::enable_interrupts();
+        loop {
+            self.look_after();
+            if self.take_turn() {
+                continue;
             }
-            keyboard.prompt();
+            Processor::offer();
+            // What came before nobody could tell this processor.
+            if self.take_turn() {
+                continue;
+            }
+            let now = clock::now_ns();
+            Processor::idle_until(self.horizon(now).min(now.saturating_add(LOOK_NS)));
         }
-        works.resources.devices.poll();
-        vms.iter().for_each(Vm::serve);
+    }
+
+    /// Does what is to be done besides running guests, unless another processor is at it.
+    fn look_after(&self) {
+        while let Some(mut desk) = self.desk.try_lock() {
+            Processor::scheduler_looks();
+            self.serve(&mut desk);
+            drop(desk);
+            // What was wanted meanwhile, others may have left to this one.
+            if !Processor::scheduler_is_wanted() {
+                return;
+            }
+        }
+    }
+
+    fn serve(&self, desk: &mut Desk) {
         let now = clock::now_ns();
-        let horizon = vms.iter().filter_map(|vm| vm.wakes_after(now)).min().unwrap_or(u64::MAX);
-        let turn_ends = horizon.min(now.saturating_add(SLICE_NS));
-        if !turns.take(vcpus.len(), |n| vms[vcpus[n].0].run(vcpus[n].1, turn_ends)) {
-            Processor::idle_until(horizon.min(now.saturating_add(LOOK_NS)));
+        if now >= desk.look_at {
+            desk.look_at = now.saturating_add(SLICE_NS);
+            operate::operate(&mut desk.keyboard, &self.vms, &self.works);
+        }
+        self.works.resources.devices.poll();
+        self.vms.iter().for_each(Vm::serve);
+        if self.vms.iter().all(Vm::has_ended) {
+            crate::log!("all VMs have ended");
+            operate::show_own_memory();
+            operate::show_processors();
+            arch::power_off(true)
         }
     }
-    crate::log!("all VMs have ended");
-    show_own_memory();
-    arch::power_off(true)
-}
 
-/// What the hypervisor takes besides the guests' RAM and RAM disks.
-fn show_own_memory() {
-    let image = image::image().all;
-    let (image, heap) = ((image.end - image.start) >> 10, heap::bytes_in_use() as u64 >> 10);
-    crate::log!("own memory: {} KiB (image {image}, heap {heap})", image + heap);
-}
-
-/// Does what the monitor was asked.
-fn operate(command: &Command, vms: &[Vm], works: &Works, keyboard: &mut Keyboard) {
-    let done = match command {
-        Command::List => {
-            (1..).zip(vms).for_each(|(number, vm)| crate::log!("{number}  {}", vm.describe()));
-            Ok(())
-        }
-        Command::Console(vm) => {
-            keyboard.type_to(*vm);
-            Ok(())
-        }
-        Command::Start(vm) => vms[*vm].start_again(works),
-        Command::Pause(vm) => vms[*vm].ask(Request::Pause),
-        Command::Resume(vm) => vms[*vm].ask(Request::Resume),
-        Command::Reset(vm) => vms[*vm].ask(Request::Reset),
-        Command::Stop(vm) => vms[*vm].ask(Request::Stop(Verdict::Killed)),
-        Command::Statistics(vm) => {
-            vms[*vm].show_statistics();
-            Ok(())
-        }
-        Command::Log(vm) => {
-            show_log(vm.map(|vm| &vms[vm]));
-            Ok(())
-        }
-        Command::Memory => {
-            crate::log!("{} MiB are free", works.resources.free_bytes() >> 20);
-            show_own_memory();
-            Ok(())
-        }
-        Command::Crash(how) => crash(*how),
-        Command::Help => {
-            HELP.lines().for_each(|line| crate::log!("{line}"));
-            Ok(())
-        }
-    };
-    if let Err(reason) = done {
-        crate::log!("{reason}");
+    /// Gives the next vCPU that has something to do a turn; whether there was one.
+    fn take_turn(&self) -> bool {
+        let mut found = None;
+        self.turns.lock().take(self.vcpus.len(), |n| {
+            let (vm, vcpu) = self.vcpus[n];
+            let claimed = self.vms[vm].claim(vcpu);
+            if claimed {
+                found = Some((vm, vcpu));
+            }
+            claimed
+        });
+        let Some((vm, vcpu)) = found else { return false };
+        Processor::withdraw();
+        let now = clock::now_ns();
+        self.vms[vm].run(vcpu, self.horizon(now).min(now.saturating_add(SLICE_NS)));
+        true
     }
-}
 
-/// The last lines of a VM, or of the hypervisor.
-fn show_log(vm: Option<&Vm>) {
-    let lines = match vm {
-        Some(vm) => vm.port().last_lines(),
-        None => crate::log::last_lines().lines().map(Into::into).collect(),
-    };
-    lines.iter().for_each(|line| crate::log::passing(format_args!("| {line}")));
-}
-
-/// The end of the hypervisor, on purpose: what it says then is looked at.
-fn crash(how: Crash) -> ! {
-    match how {
-        Crash::Panic => panic!("asked for at the monitor"),
-        Crash::Stack => {
-            let depth = overflow(1);
-            unreachable!("a stack that {depth} calls do not fill");
-        }
+    /// When the next timer is due, in our time.
+    fn horizon(&self, now: u64) -> u64 {
+        self.vms.iter().filter_map(|vm| vm.wakes_after(now)).min().unwrap_or(u64::MAX)
     }
-}
-
-/// Calls itself until the stack is full.
-#[expect(unconditional_recursion, reason = "the guard page below the stack is what ends it")]
-fn overflow(depth: u64) -> u64 {
-    let mut room = [depth; 64];
-    // Read back behind the call, so that it stays one.
-    core::hint::black_box(&mut room);
-    overflow(depth + 1) + room[depth as usize % room.len()]
 }

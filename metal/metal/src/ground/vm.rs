@@ -1,20 +1,24 @@
 //! One VM: its machine, its ground, and where its vCPUs stand.
 
 use super::console::Port;
-use super::host::{Holdings, Resources, VmHost};
+use super::host::{Holdings, Place, Resources, VmHost};
 use super::processor::Processor;
+use super::saved::{self, Saved};
 use crate::arch::clock;
 use crate::bundle::Bundle;
-use crate::vm_spec::{DiskSource, OnCrash, VmSpec};
+use crate::disk::Store;
+use crate::vm_spec::{DiskSource, OnCrash, SavedSource, VmSpec};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::arch::x86_64::__cpuid_count;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use cpu_soft::SoftHypervisor;
 use guest_time::GuestNs;
+use machine::saved_vm::ByteSource;
 use machine::{BootError, HostServices, Machine, Next, Origin, Parts, Request, RequestQueue, State, Verdict};
 use machine_spec::{
     BlkSpec, BootSpec, ClockSpec, ConsoleSpec, CpuSpec, DeviceSpec, HostKey, Mac, MachineSpec, NetSpec,
@@ -56,14 +60,15 @@ struct Body {
     seats: Vec<Seat>,
     /// In our time: it does not run before.
     runs_from: AtomicU64,
+    /// What a host is to know of it when it is saved.
+    host_spec: Vec<u8>,
 }
 
 /// A vCPU's place among those that want a processor.
 struct Seat {
     /// What it does next.
     next: Mutex<Next>,
-    /// It has a processor.
-    running: AtomicBool,
+    place: Arc<Place>,
 }
 
 /// What came of a request.
@@ -156,11 +161,38 @@ impl Vm {
                     return Ok(Done::Instead(Request::Stop(Verdict::Failed { reason })));
                 }
             }
-            Request::Save { .. } | Request::Move { .. } | Request::Evade { .. } => {
-                return Err("saving and moving are not there yet on bare metal".into());
+            Request::Save { .. } => {
+                let was_running = body.requests.state() == State::Running;
+                body.stand_still();
+                match self.save(body) {
+                    Ok(bytes) => crate::log!("VM `{}` is saved ({} MiB)", self.name, bytes.div_ceil(1 << 20)),
+                    Err(reason) => {
+                        if was_running {
+                            body.go();
+                        }
+                        return Err(format!("it cannot be saved: {reason}"));
+                    }
+                }
+            }
+            Request::Move { .. } | Request::Evade { .. } => {
+                return Err("there is no other engine on bare metal".into());
             }
         }
         Ok(Done::Yes)
+    }
+
+    /// Writes it to the disk that its spec names.
+    fn save(&self, body: &Body) -> Result<u64, String> {
+        let number = self.spec.save_to.ok_or("its spec names no disk to save to (save = \"machine:1\")")?;
+        let store = body.host.machine_store(number).map_err(|error| error.0)?;
+        let mut disks = Vec::new();
+        for key in saved::disk_keys(body.machine.spec()) {
+            let mut store = body.host.store(key).map_err(|error| error.0)?;
+            store.flush().map_err(|error| format!("{key}: {error:?}"))?;
+            disks.push((key.into(), store.info().bytes));
+        }
+        saved::save(store, &body.machine, &*body.host, &body.host_spec, &disks)
+            .map_err(|error| error.to_string())
     }
 
     /// Asks it for something.
@@ -187,28 +219,37 @@ impl Vm {
         self.body.read().machine.vcpu_count()
     }
 
-    /// Gives vCPU `id` a turn up to `turn_ends`, in our time, if it has something to do; whether it had.
-    pub fn run(&self, id: u32, turn_ends: u64) -> bool {
-        let body = self.body.read();
+    /// Takes vCPU `id` for this processor if it has something to do; whether it had. [`Vm::run`] must follow.
+    pub fn claim(&self, id: u32) -> bool {
+        // One that is being built has nothing to do.
+        let Some(body) = self.body.try_read() else { return false };
         let Some(seat) = body.seats.get(id as usize) else { return false };
-        if seat.running.swap(true, SeqCst) {
+        if !seat.place.take() {
             return false;
         }
-        // In this order: who lets it stand still asks first, and looks at the seats then.
+        // In this order: who lets it stand still asks first, and looks at the places then.
         let may = body.requests.is_idle() && body.requests.state() == State::Running;
-        let runs = may && clock::now_ns() >= body.runs_from.load(Relaxed) && body.is_due(id, seat);
-        if runs {
+        let due = may && clock::now_ns() >= body.runs_from.load(Relaxed) && body.is_due(seat);
+        if !due {
+            seat.place.leave();
+        }
+        due
+    }
+
+    /// Gives vCPU `id`, which was claimed, a turn up to `turn_ends`, in our time.
+    pub fn run(&self, id: u32, turn_ends: u64) {
+        let body = self.body.read();
+        if let Some(seat) = body.seats.get(id as usize) {
             Processor::grant_until(turn_ends);
             let next = body.machine.run_vcpu(id);
             *seat.next.lock() = next;
+            seat.place.leave();
         }
-        seat.running.store(false, SeqCst);
-        runs
     }
 
     /// When the next timer of its devices or of a vCPU that waits is due, later than `now`, in our time.
     pub fn wakes_after(&self, now: u64) -> Option<u64> {
-        let body = self.body.read();
+        let body = self.body.try_read()?;
         if body.requests.state() != State::Running {
             return None;
         }
@@ -248,22 +289,49 @@ impl Body {
             let bytes = works.bundle.file(name);
             files.insert(key, bytes.ok_or_else(|| format!("the bundle has no file `{name}`"))?);
         }
-        let disks = (0..).map(disk_key).zip(spec.disks.iter().cloned()).collect();
-        let host = VmHost::new(&works.resources, files, disks, port.clone(), holdings.clone());
-        let host = Arc::new(host);
+        let sources = spec.disks.iter().cloned();
+        let ground = |disks| {
+            Arc::new(VmHost::new(&works.resources, files.clone(), disks, port.clone(), holdings.clone()))
+        };
+        let (host, shape, host_spec, saved) = match &spec.restore {
+            None => {
+                let shape = machine_of(index, spec);
+                let host = ground((0..).map(disk_key).zip(sources).collect());
+                let host_spec = saved::host_spec(spec, &shape).into_bytes();
+                (host, shape, host_spec, None)
+            }
+            Some(from) => {
+                // The disk that it stands on is held as any other.
+                let source = saved_source(&ground(BTreeMap::new()), works, from)?;
+                let mut saved = Saved::open(source).map_err(|error| error.to_string())?;
+                let shape = saved.machine.clone();
+                check(&shape, spec)?;
+                let keys = saved::disk_keys(&shape).map(ToString::to_string);
+                let host = ground(keys.zip(sources).collect());
+                (host, shape, core::mem::take(&mut saved.host), Some(saved))
+            }
+        };
         let requests = Arc::new(RequestQueue::new(Processor::want_scheduler));
         let parts = Parts { engine: &works.engine, host: &*host, requests: requests.clone() };
-        let machine = Machine::build(machine_of(index, spec), &parts).map_err(|error| error.to_string())?;
-        machine.boot(&*host).map_err(|error| error.to_string())?;
+        let machine = Machine::build(shape, &parts).map_err(|error| error.to_string())?;
+        match saved {
+            None => machine.boot(&*host).map_err(|error| error.to_string())?,
+            Some(saved) => {
+                for key in saved::disk_keys(machine.spec()) {
+                    saved.check_disk(key, host.store(key).map_err(|error| error.0)?.info().bytes)?;
+                }
+                saved.restore(&machine).map_err(|error| error.to_string())?;
+            }
+        }
         // Accepted: it was just built.
         let _ = requests.ask(Request::Start);
-        let seat = |_| Seat { next: Mutex::new(Next::Run), running: AtomicBool::new(false) };
+        let seat = |id| Seat { next: Mutex::new(Next::Run), place: host.place(id) };
         let seats = (0..machine.vcpu_count()).map(seat).collect();
-        Ok(Self { machine, host, requests, seats, runs_from: AtomicU64::new(0) })
+        Ok(Self { machine, host, requests, seats, runs_from: AtomicU64::new(0), host_spec })
     }
 
-    fn is_due(&self, id: u32, seat: &Seat) -> bool {
-        let woken = self.host.take_woken(id);
+    fn is_due(&self, seat: &Seat) -> bool {
+        let woken = seat.place.take_woken();
         match *seat.next.lock() {
             Next::Run => true,
             Next::Wait(at) => woken || at.is_some_and(|at| self.host.clock().now() >= at),
@@ -273,10 +341,20 @@ impl Body {
     fn go(&self) {
         self.host.clock().resume();
         self.machine.resume();
+        Processor::wake_idle(self.seats.len());
     }
 
     /// No vCPU of it runs, no device works, its time stands still.
     fn stand_still(&self) {
+        // Whoever claims a vCPU from now on sees that something was asked, and gives it back.
+        for (id, seat) in (0..).zip(&self.seats) {
+            if seat.place.processor().is_some() {
+                self.machine.kick(id);
+            }
+            while seat.place.processor().is_some() {
+                core::hint::spin_loop();
+            }
+        }
         for _ in 0..MAX_QUIESCE {
             if self.machine.quiesce().is_ready() {
                 break;
@@ -306,12 +384,42 @@ impl Body {
 const KERNEL: &str = "kernel";
 const INITRD: &str = "initrd";
 
+/// The saved VM as a stream.
+fn saved_source(host: &VmHost, works: &Works, from: &SavedSource) -> Result<Box<dyn ByteSource>, String> {
+    match from {
+        SavedSource::File(name) => {
+            let bytes = works.bundle.file(name).ok_or_else(|| format!("the bundle has no file `{name}`"))?;
+            Ok(Box::new(bytes))
+        }
+        SavedSource::Machine(number) => {
+            let store = host.machine_store(*number).map_err(|error| error.0)?;
+            Ok(Box::new(saved::DiskSource::new(store)))
+        }
+    }
+}
+
+/// Whether a saved machine can be one here.
+fn check(machine: &MachineSpec, spec: &VmSpec) -> Result<(), String> {
+    let (wanted, bits) = (machine.cpus.address_bits, own_address_bits());
+    if wanted > bits {
+        return Err(format!("its processors have {wanted} physical address bits, this one has {bits}"));
+    }
+    let disks = saved::disk_keys(machine).count();
+    if disks != spec.disks.len() {
+        return Err(format!("it was saved with {disks} disks, bedplate.toml names {}", spec.disks.len()));
+    }
+    Ok(())
+}
+
+/// Physical address bits of the processor: the guest's physical addresses are its own.
+fn own_address_bits() -> u8 {
+    __cpuid_count(0x8000_0008, 0).eax as u8
+}
+
 /// The machine that a VM of the bundle is. Its TSC runs at the processor's rate: that needs no exit.
 fn machine_of(index: usize, vm: &VmSpec) -> MachineSpec {
     let mut uuid = *b"bedplate-metal\0\0";
     uuid[15] = index as u8;
-    // The guest's physical addresses are the processor's: it checks page tables against its own width.
-    let own_bits = __cpuid_count(0x8000_0008, 0).eax as u8;
     let mut parts = vm.cpu_model.split(',').map(str::trim);
     let model = parts.next().unwrap_or_default().into();
     let features = parts.map(|text| machine_spec::CpuFeature {
@@ -320,7 +428,7 @@ fn machine_of(index: usize, vm: &VmSpec) -> MachineSpec {
     });
     let features = features.collect();
     let default = CpuSpec::default();
-    let address_bits = own_bits.min(default.address_bits);
+    let address_bits = own_address_bits().min(default.address_bits);
     MachineSpec {
         name: vm.name.clone(),
         uuid: Uuid(uuid),
