@@ -3,11 +3,16 @@
 use crate::vmcb::{Vmcb, control, save};
 use cpu_hardware::exit::Interrupted;
 use cpu_hardware::{Exit, Port};
+use x86_defs::Exception;
 use x86_emulate::cpu::PendingException;
+
+/// The code of a machine check, which the machine itself has to handle.
+pub const MACHINE_CHECK: u64 = 0x40 + Exception::MachineCheck as u64;
 
 /// From EXITCODE, EXITINFO1 and EXITINFO2. Failure is −1 in 64 bits, or (QEMU) in 32.
 pub fn decode(code: u64, info_1: u64, info_2: u64) -> Exit {
     match code {
+        MACHINE_CHECK => Exit::Host,
         0x40..=0x5F => Exit::Exception { vector: (code - 0x40) as u8, error_code: info_1 as u32 },
         0x60..=0x63 => Exit::Host,
         0x64 => Exit::Window,
@@ -53,6 +58,7 @@ mod tests {
     #[test]
     fn codes_are_what_the_manual_says() {
         assert_eq!(decode(0x60, 0, 0), Exit::Host);
+        assert_eq!(decode(0x52, 0, 0), Exit::Host, "a machine check is not the guest's");
         assert_eq!(decode(0x51, 0, 0), Exit::Exception { vector: 17, error_code: 0 });
         assert_eq!(decode(0x7C, 1, 0), Exit::Msr { write: true });
         assert_eq!(decode(0x400, 6, 0xFEC0_0000), Exit::NestedFault { gpa: 0xFEC0_0000, access: 6 });

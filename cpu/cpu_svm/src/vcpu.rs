@@ -29,8 +29,10 @@ const DR7_ENABLED: u64 = 0xFF;
 const PAUSES: u16 = 3000;
 const PAUSE_GAP: u16 = 128;
 /// Exceptions that are looked at, because delivering them may raise them again without end (CVE-2015-5307,
-/// CVE-2015-8104): the exit gives the host its processor back.
-const LOOKED_AT: u32 = 1 << Exception::Debug as u32 | 1 << Exception::AlignmentCheck as u32;
+/// CVE-2015-8104): the exit gives the host its processor back. Machine checks are the machine's.
+const LOOKED_AT: u32 = 1 << Exception::Debug as u32
+    | 1 << Exception::AlignmentCheck as u32
+    | 1 << Exception::MachineCheck as u32;
 
 /// See the module's header.
 pub struct SvmVcpu {
@@ -155,7 +157,11 @@ impl SvmVcpu {
     /// Why the guest was left.
     fn exit(&mut self) -> Exit {
         let (info_1, info_2) = (self.vmcb.get(control::EXIT_INFO_1), self.vmcb.get(control::EXIT_INFO_2));
-        let exit = exit::decode(self.vmcb.get(control::EXIT_CODE), info_1, info_2);
+        let code = self.vmcb.get(control::EXIT_CODE);
+        if code == exit::MACHINE_CHECK {
+            processor::take_machine_check();
+        }
+        let exit = exit::decode(code, info_1, info_2);
         self.count(&exit);
         exit
     }
@@ -260,6 +266,7 @@ mod tests {
         assert_eq!(first & needed, needed);
         assert_ne!(first & intercept_1::RDTSC, 0, "another rate than the processor's");
         assert_ne!(vmcb.get(control::INTERCEPT_2) & intercept_2::VMRUN, 0, "VMRUN must be intercepted");
+        assert_eq!(vmcb.get(control::INTERCEPT_EXCEPTIONS), 1 << 1 | 1 << 17 | 1 << 18);
         assert_eq!((vmcb.get(control::ASID), vmcb.get(control::NESTED_PAGING)), (3, 1));
         assert_eq!(vmcb.get(control::NESTED_CR3), vcpu.shared.guest.tables.root());
         assert_eq!(vcpu.at, (&raw const *vcpu.vmcb).addr() as u64);

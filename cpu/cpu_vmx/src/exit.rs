@@ -9,6 +9,8 @@ use x86_emulate::cpu::PendingException;
 
 /// An event's type (SDM vol. 3C, table 25-17).
 const NMI: u64 = 2;
+const EXCEPTION: u64 = 3;
+const MACHINE_CHECK: u8 = Exception::MachineCheck as u8;
 /// Reason: the entry failed.
 const FAILED_ENTRY: u64 = 1 << 31;
 
@@ -39,18 +41,27 @@ pub fn decode(fields: &impl Fields) -> Exit {
     }
 }
 
-/// An exception, or an NMI of the machine that we run on.
+/// An exception, or what is not the guest's: an NMI or a machine check of the machine that we run on.
 fn event(fields: &impl Fields) -> Exit {
     let event = fields.get(told::EVENT);
-    if event >> 8 & 7 == NMI {
-        return Exit::Host;
+    match (event >> 8 & 7, event as u8) {
+        (NMI, _) | (EXCEPTION, MACHINE_CHECK) => Exit::Host,
+        (EXCEPTION, vector) => {
+            Exit::Exception { vector, error_code: fields.get(told::EVENT_ERROR_CODE) as u32 }
+        }
+        // INT1: RIP is still at it.
+        _ => Exit::Instruction(0),
     }
-    Exit::Exception { vector: event as u8, error_code: fields.get(told::EVENT_ERROR_CODE) as u32 }
 }
 
-/// Whether it was an NMI, which stays blocked until it is handled.
-pub fn is_nmi(fields: &impl Fields) -> bool {
-    fields.get(told::REASON) == 0 && fields.get(told::EVENT) >> 8 & 7 == NMI
+/// The vector of what the machine itself has to handle, and nobody has yet: an NMI stays blocked until then.
+pub fn of_the_machine(fields: &impl Fields) -> Option<Exception> {
+    let event = fields.get(told::EVENT);
+    match (fields.get(told::REASON), event >> 8 & 7, event as u8) {
+        (0, NMI, _) => Some(Exception::Nmi),
+        (0, EXCEPTION, MACHINE_CHECK) => Some(Exception::MachineCheck),
+        _ => None,
+    }
 }
 
 /// A port access (SDM vol. 3C, table 28-5).
@@ -177,6 +188,12 @@ mod tests {
         // The machine's own NMI is not the guest's.
         let mut table = told(0, 0);
         table.set(told::EVENT, VALID | 2 << 8 | 2);
-        assert!(decode(&table) == Exit::Host && is_nmi(&table));
+        assert_eq!((decode(&table), of_the_machine(&table)), (Exit::Host, Some(Exception::Nmi)));
+        table.set(told::EVENT, VALID | 3 << 8 | 18);
+        assert_eq!((decode(&table), of_the_machine(&table)), (Exit::Host, Some(Exception::MachineCheck)));
+        // INT1 is executed again, not delivered at itself.
+        table.set(told::EVENT, VALID | 5 << 8 | 1);
+        assert_eq!((decode(&table), of_the_machine(&table)), (Exit::Instruction(0), None));
+        assert_eq!(exception(&table, &decode(&table), 0), None);
     }
 }

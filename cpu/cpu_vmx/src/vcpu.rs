@@ -27,8 +27,10 @@ const DR7_ENABLED: u64 = 0xFF;
 const PAUSE_WINDOW: u64 = 4096;
 const PAUSE_GAP: u64 = 128;
 /// Exceptions that are looked at, because delivering them may raise them again without end (CVE-2015-5307,
-/// CVE-2015-8104): the exit gives the host its processor back.
-const LOOKED_AT: u64 = 1 << Exception::Debug as u64 | 1 << Exception::AlignmentCheck as u64;
+/// CVE-2015-8104): the exit gives the host its processor back. Machine checks are the machine's.
+const LOOKED_AT: u64 = 1 << Exception::Debug as u64
+    | 1 << Exception::AlignmentCheck as u64
+    | 1 << Exception::MachineCheck as u64;
 /// Interruptibility: blocked for one instruction.
 const SHADOW: u64 = 3;
 
@@ -169,8 +171,10 @@ impl VmxVcpu {
             self.launched |= exit != Exit::Invalid;
             shared.guest.exits.count(&exit);
             if !serve_at_once(fields, core, &mut self.answers, &exit) {
-                if exit::is_nmi(fields) {
-                    switch::take_nmi();
+                match exit::of_the_machine(fields) {
+                    Some(Exception::MachineCheck) => processor::take_machine_check(),
+                    Some(_) => switch::take_nmi(),
+                    None => {}
                 }
                 core.cpu.cr2 = switch::cr2();
                 registers::store(fields, &mut core.cpu);
@@ -404,7 +408,7 @@ mod tests {
         assert_eq!(table.get(control::EPT_POINTER) & 0xFFF, 0x5E);
         assert_eq!((table.get(control::VPID), table.get(guest::LINK)), (7, u64::MAX));
         assert_eq!(table.get(control::IO_BITMAP_B), table.get(control::IO_BITMAP_A) + 4096);
-        assert_eq!(table.get(control::EXCEPTIONS), 1 << 1 | 1 << 17);
+        assert_eq!(table.get(control::EXCEPTIONS), 1 << 1 | 1 << 17 | 1 << 18);
         assert_eq!(table.get(control::CR0_MASK) & 1 << 5, 1 << 5, "NE is VMX's");
     }
 
