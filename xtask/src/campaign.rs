@@ -8,7 +8,7 @@ use guest_trials::{Outcome, Tier};
 
 use crate::setup::SetupOptions;
 use crate::summary::Summary;
-use crate::{bench, exec, fuzz, lab, setup, test, trials, workspace};
+use crate::{bench, exec, fuzz, lab, metal, setup, test, trials, workspace};
 
 /// Cases per property test; the unit tests' default is 256.
 const PROPERTY_CASES: &str = "1024";
@@ -45,6 +45,7 @@ pub fn run(options: &CampaignOptions) -> Result<()> {
             summary.step("fuzz", || Err(error));
         }
     }
+    metal::test(&mut summary, None, true);
     test::guests(&mut summary, Tier::Campaign, seed);
     test::lockstep(&mut summary, seed);
     if let Err(error) = lab::steps(&mut summary, seed) {

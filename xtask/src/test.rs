@@ -27,7 +27,7 @@ pub fn run(options: &TestOptions) -> Result<()> {
     if options.no_guests {
         summary.not_run("guest trials", "left out by --no-guests");
     } else {
-        metal::test(&mut summary, None);
+        metal::test(&mut summary, None, false);
         guests(&mut summary, Tier::Test, seed);
     }
     summary.finish()

@@ -41,6 +41,9 @@ pub struct TestOptions {
     /// Only rows with this in their name.
     #[arg(long)]
     only: Option<String>,
+    /// Also those that only the campaign runs.
+    #[arg(long)]
+    long: bool,
 }
 
 #[derive(Debug, Args)]
@@ -80,7 +83,7 @@ pub fn run(task: &Metal) -> Result<()> {
         Metal::Run(options) => interactive(options),
         Metal::Test(options) => {
             let mut summary = Summary::new(format!("cargo xtask metal test, commit {}", workspace::commit()));
-            test(&mut summary, options.only.as_deref());
+            test(&mut summary, options.only.as_deref(), options.long);
             summary.finish()
         }
     }

@@ -65,8 +65,9 @@ const GUESTS: &[Row] = &[
 const UEFI_GUESTS: &[Row] =
     &[("metal: UEFI boot, Linux from the boot volume", |images| linux(&images.uefi()?, 1))];
 
-/// All verdicts of the image, or those with `only` in their name; also part of `cargo xtask test`.
-pub fn test(summary: &mut Summary, only: Option<&str>) {
+/// All verdicts of the image, or those with `only` in their name; also part of `cargo xtask test`. `long`: those too that
+/// are the campaign's.
+pub fn test(summary: &mut Summary, only: Option<&str>, long: bool) {
     if exec::find(emulator::QEMU).is_none() {
         return summary.not_run("metal", "QEMU is not installed: cargo xtask setup");
     }
@@ -98,7 +99,9 @@ pub fn test(summary: &mut Summary, only: Option<&str>) {
             }
         }
     }
-    for row in bochs_rows::ROWS.iter().filter(|row| only.is_none_or(|only| row.name.contains(only))) {
+    let chosen =
+        |row: &&bochs_rows::Row| (long || !row.long) && only.is_none_or(|only| row.name.contains(only));
+    for row in bochs_rows::ROWS.iter().filter(chosen) {
         if !bochs::missing().is_empty() {
             let reason = format!("{} not installed: cargo xtask setup", bochs::missing().join(", "));
             summary.not_run(row.name, &reason);
