@@ -20,11 +20,13 @@ pub struct Answers(Vec<(Question, [u32; 4])>);
 
 impl Answers {
     /// Something else may have happened.
+    #[inline]
     pub fn forget(&mut self) {
         self.0.clear();
     }
 
     /// EAX, EBX, ECX and EDX of the core's CPUID.
+    #[inline]
     pub fn get(&mut self, core: &mut SoftCore, question: Question) -> [u32; 4] {
         if let Some((_, answer)) = self.0.iter().find(|(asked, _)| *asked == question) {
             return *answer;
@@ -39,6 +41,7 @@ impl Answers {
 }
 
 /// IN or OUT of one element with this RAX; RAX behind it.
+#[inline]
 pub fn access_port(core: &mut SoftCore, port: &Port, rax: u64) -> u64 {
     if !port.input {
         core.port_out(port.number, port.bytes, rax as u32);

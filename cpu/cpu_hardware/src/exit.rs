@@ -75,6 +75,7 @@ impl Exit {
     }
 
     /// Its place in [`NAMES`].
+    #[inline]
     pub fn number(&self) -> usize {
         match self {
             Self::Host => 0,
@@ -107,6 +108,7 @@ pub struct Interrupted {
 
 impl Interrupted {
     /// Whether there is one.
+    #[inline]
     pub fn is_valid(self) -> bool {
         self.event & 1 << 31 != 0
     }
@@ -168,6 +170,7 @@ impl Default for Counts {
 
 impl Counts {
     /// One more.
+    #[inline]
     pub fn count(&self, exit: &Exit) {
         self.0[exit.number()].fetch_add(1, Relaxed);
     }

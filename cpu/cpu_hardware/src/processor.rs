@@ -153,6 +153,7 @@ pub fn take_machine_check() {
 }
 
 /// The processor's time-stamp counter.
+#[inline]
 pub fn tsc() -> u64 {
     // SAFETY: every x86-64 processor has it.
     unsafe { core::arch::x86_64::_rdtsc() }
@@ -162,6 +163,7 @@ pub fn tsc() -> u64 {
 ///
 /// # Safety
 /// The register exists.
+#[inline]
 pub unsafe fn read_msr(number: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: the caller vouches for the register.

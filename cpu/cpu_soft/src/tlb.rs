@@ -54,6 +54,8 @@ pub struct Mapping {
 /// Bookkeeping of one array.
 #[derive(Clone, Copy)]
 struct Side {
+    /// Words of `used` that may not be zero: most flushes find few.
+    words: u32,
     used: [u64; ENTRIES / 64],
     global: [u64; ENTRIES / 64],
 }
@@ -63,6 +65,8 @@ struct Side {
 struct ExecSide {
     /// Linear pages.
     page: [u64; EXEC_ENTRIES],
+    /// As in [`Side`].
+    words: u128,
     used: [u64; EXEC_ENTRIES / 64],
     global: [u64; EXEC_ENTRIES / 64],
 }
@@ -70,7 +74,7 @@ struct ExecSide {
 impl ExecSide {
     const fn new() -> Self {
         let bits = [0; EXEC_ENTRIES / 64];
-        Self { page: [0; EXEC_ENTRIES], used: bits, global: bits }
+        Self { page: [0; EXEC_ENTRIES], words: 0, used: bits, global: bits }
     }
 }
 
@@ -128,7 +132,7 @@ impl Tlb {
 
     /// An empty TLB.
     pub fn new() -> Self {
-        let side = Side { used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] };
+        let side = Side { words: 0, used: [0; ENTRIES / 64], global: [0; ENTRIES / 64] };
         Self {
             entries: [core::array::from_fn(empty); 4],
             sides: [side; 3],
@@ -172,6 +176,7 @@ impl Tlb {
         let id = self.ids.get(page, host, user);
         let side = &mut self.exec[usize::from(user)];
         side.page[slot] = page;
+        side.words |= 1 << word;
         side.used[word] |= bit;
         side.global[word] = side.global[word] & !bit | if global { bit } else { 0 };
         self.exec_id[usize::from(user)][slot] = id;
@@ -200,6 +205,7 @@ impl Tlb {
         let tag = |allowed: bool| if allowed { page } else { no };
         self.entries[usize::from(index & 3)][slot] =
             TlbEntry { read: tag(m.read), write: tag(m.write), exec: tag(m.exec), host: m.host };
+        side.words |= 1 << (slot / 64);
         side.used[slot / 64] |= 1 << (slot % 64);
         let bit = 1 << (slot % 64);
         if m.global {
@@ -243,22 +249,32 @@ impl Tlb {
 
     fn flush(&mut self, which: impl Fn(u64) -> u64) {
         for index in 0..self.sides.len() {
-            for word in 0..ENTRIES / 64 {
+            let mut words = self.sides[index].words;
+            while words != 0 {
+                let word = words.trailing_zeros() as usize;
+                words &= words - 1;
                 let mut bits = self.sides[index].used[word] & which(self.sides[index].global[word]);
                 while bits != 0 {
                     let slot = word * 64 + bits.trailing_zeros() as usize;
                     self.drop_slot(index, slot);
                     bits &= bits - 1;
                 }
+                let side = &mut self.sides[index];
+                side.words &= !(u32::from(side.used[word] == 0) << word);
             }
         }
         for user in 0..2 {
-            for word in 0..EXEC_ENTRIES / 64 {
+            let mut words = self.exec[user].words;
+            while words != 0 {
+                let word = words.trailing_zeros() as usize;
+                words &= words - 1;
                 let mut bits = self.exec[user].used[word] & which(self.exec[user].global[word]);
                 while bits != 0 {
                     self.drop_exec(user, word * 64 + bits.trailing_zeros() as usize);
                     bits &= bits - 1;
                 }
+                let side = &mut self.exec[user];
+                side.words &= !(u128::from(side.used[word] == 0) << word);
             }
         }
     }
@@ -392,6 +408,22 @@ mod tests {
         assert_eq!(tlb.claim_exec_id(1, 0x5000), id);
         assert_eq!(tlb.exec_id(false, 0x5000), id);
         assert_eq!(tlb.claim_exec_id(1, other), 0);
+    }
+
+    #[test]
+    fn what_a_flush_leaves_the_next_one_finds() {
+        let mut tlb = Tlb::new();
+        let last = (ENTRIES as u64 - 1) << 12;
+        for (linear, global) in [(0x5000, true), (0x6000, false), (last, false)] {
+            tlb.insert(1, &Mapping { global, ..mapping(linear, 0x9000) });
+        }
+        tlb.flush_non_global();
+        let readable_of = |tlb: &Tlb| [0x5000, 0x6000, last].map(|linear| readable(tlb, 1, linear, 1));
+        assert_eq!(readable_of(&tlb), [true, false, false]);
+        tlb.insert(1, &mapping(last, 0x9000));
+        tlb.flush_all();
+        assert_eq!(readable_of(&tlb), [false; 3]);
+        assert_eq!([0x5000, 0x6000, last].map(|linear| tlb.exec_id(false, linear)), [0; 3]);
     }
 
     #[test]

@@ -50,22 +50,22 @@ const SVM: &str = "next RIP true, flush by space true";
 
 /// Ticks of Bochs's time-stamp counter, which counts instructions: guest and hypervisor together.
 const COSTS_ON_VMX: &[(&str, u64)] = &[
-    ("CPUID, leaf 0", 236),
-    ("CPUID, leaf 1", 236),
-    ("IN from the UART model", 539),
-    ("OUT to the UART model", 453),
-    ("RDMSR", 6891),
-    ("MMIO read", 7491),
-    ("virtio-blk read, kick to interrupt", 53534),
+    ("CPUID, leaf 0", 207),
+    ("CPUID, leaf 1", 207),
+    ("IN from the UART model", 535),
+    ("OUT to the UART model", 448),
+    ("RDMSR", 6039),
+    ("MMIO read", 6626),
+    ("virtio-blk read, kick to interrupt", 48752),
 ];
 const COSTS_ON_SVM: &[(&str, u64)] = &[
-    ("CPUID, leaf 0", 239),
-    ("CPUID, leaf 1", 239),
-    ("IN from the UART model", 532),
-    ("OUT to the UART model", 446),
-    ("RDMSR", 6440),
-    ("MMIO read", 7024),
-    ("virtio-blk read, kick to interrupt", 50880),
+    ("CPUID, leaf 0", 200),
+    ("CPUID, leaf 1", 200),
+    ("IN from the UART model", 548),
+    ("OUT to the UART model", 461),
+    ("RDMSR", 5592),
+    ("MMIO read", 6168),
+    ("virtio-blk read, kick to interrupt", 46461),
 ];
 
 /// Without virtualization, and with VMX of before EPT.

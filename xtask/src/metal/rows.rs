@@ -340,13 +340,13 @@ fn machine_devices(images: &Images) -> Result<Outcome> {
 
 /// Pinned within [`TOLERANCE`] percent: instructions of guest and hypervisor together, rounds without a timer interrupt.
 const EXIT_COSTS: &[(&str, u64)] = &[
-    ("CPUID, leaf 0", 488),
-    ("CPUID, leaf 1", 493),
-    ("IN from the UART model", 539),
-    ("OUT to the UART model", 452),
-    ("RDMSR", 6324),
-    ("MMIO read", 6972),
-    ("virtio-blk read, kick to interrupt", 50343),
+    ("CPUID, leaf 0", 487),
+    ("CPUID, leaf 1", 492),
+    ("IN from the UART model", 548),
+    ("OUT to the UART model", 460),
+    ("RDMSR", 5747),
+    ("MMIO read", 6325),
+    ("virtio-blk read, kick to interrupt", 47265),
 ];
 const TOLERANCE: u64 = 10;
 
