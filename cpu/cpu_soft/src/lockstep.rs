@@ -6,7 +6,7 @@
 //! from elsewhere (ports, MMIO, local APIC, time, random numbers) it is given as the translator got it, and what it sends
 //! there must be the same. Then registers and all pages that either wrote are compared.
 //!
-//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6), accessed and dirty bits, which only
+//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6) or that are undefined, accessed and dirty bits, which only
 //! come early; and runs in which the engine itself writes guest memory (kvmclock). A device that writes RAM of its own
 //! meanwhile may be taken for a difference.
 
@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use hashbrown::HashMap;
-use x86_decode::{Decoded, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits, decode};
+use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, OpKind, RflagsBits, decode};
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags::{self, STATUS};
 use x86_emulate::cpu::RIP;
@@ -64,12 +64,14 @@ pub(crate) struct Lockstep {
     runs: u64,
     /// Runs that could not be compared.
     unsure: u64,
-    pub differences: u32,
+    differences: u32,
+    /// Addresses of what was interpreted last.
+    trail: Vec<u64>,
 }
 
 impl Lockstep {
     pub(crate) fn new(report: Report) -> Self {
-        Self { report, instructions: 0, runs: 0, unsure: 0, differences: 0 }
+        Self { report, instructions: 0, runs: 0, unsure: 0, differences: 0, trail: Vec::new() }
     }
     /// Too much is wrong.
     pub(crate) fn has_failed(&self) -> bool {
@@ -79,7 +81,7 @@ impl Lockstep {
 
 impl Drop for Lockstep {
     fn drop(&mut self) {
-        let Self { report, instructions, runs, unsure, differences } = self;
+        let Self { report, instructions, runs, unsure, differences, .. } = self;
         report(&format!(
             "lockstep: {instructions} instructions in {runs} runs compared, {unsure} runs not, {differences} differences"
         ));
@@ -228,6 +230,9 @@ impl SoftVcpu {
     /// Interprets `count` instructions; then on until the registers are as `wanted`, but not for long.
     fn interpret(&mut self, count: i64, wanted: &Cpu) -> i64 {
         let mut done = 0;
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.trail.clear();
+        }
         while done < count {
             done += self.interpret_block(count - done);
         }
@@ -242,9 +247,19 @@ impl SoftVcpu {
     /// Interprets at most `count` instructions of the block at RIP; how many it were.
     fn interpret_block(&mut self, count: i64) -> i64 {
         let linear = self.linear_ip();
+        let mut trail = self.lockstep.as_mut().map(|l| core::mem::take(&mut l.trail)).unwrap_or_default();
+        let ran = self.interpret_at(linear, count, &mut trail);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.trail = trail;
+        }
+        ran
+    }
+
+    fn interpret_at(&mut self, linear: u64, count: i64, trail: &mut Vec<u64>) -> i64 {
         let id = match self.find_block(linear) {
             Ok(Some(id)) if !self.core.cpu.interrupt_shadow => id,
             Ok(_) => {
+                trail.push(linear);
                 self.run_single();
                 return 1;
             }
@@ -259,6 +274,7 @@ impl SoftVcpu {
         core.block_page = block.page;
         for (at, op) in ops.iter().enumerate() {
             let ran = (at as i64 + 1).min(i64::from(block.instructions));
+            trail.push(op.ip(core));
             match (op.run)(core, op) {
                 Step::Next if ran == count => {
                     core.cpu.gpr[RIP] = op.next_ip(core);
@@ -283,12 +299,13 @@ impl SoftVcpu {
 
     /// In what the interpreter's state and memory are not as the translator's.
     fn differences(&mut self, wanted: &Cpu, written: &HashMap<u64, (Page, Page)>, tape: &Tape) -> String {
+        let trail = self.lockstep.as_ref().map(|l| l.trail.clone()).unwrap_or_default();
         let core = &mut *self.core;
         let mut text = String::new();
         registers(&mut text, wanted, &core.cpu);
         let live = if tape.faulted { 0 } else { core.live_flags() };
         let (a, b) = (wanted.flags.bits() & live, core.cpu.flags.bits() & live);
-        if a != b {
+        if a != b && (a ^ b) & !core.undefined_flags(&trail) != 0 {
             let _ = write!(text, "\n  flags {a:#x}, interpreter {b:#x} (of {live:#x})");
         }
         if let Some((got, asks)) = tape.wrong {
@@ -359,8 +376,30 @@ impl SoftCore {
         self.live_at(self.cpu.gpr[RIP], 3)
     }
 
-    /// The page of code at `linear`.
-    fn code_page(&mut self, linear: u64) -> Option<Page> {
+    /// Arithmetic flags that the instructions at `trail` leave undefined.
+    fn undefined_flags(&mut self, trail: &[u64]) -> u64 {
+        let mut undefined = 0;
+        for linear in trail {
+            let Some(page) = self.code_page(*linear) else { continue };
+            let (at, features) = ((linear & 0xFFF) as usize, self.shared.model.features);
+            if let Decoded::Instruction(insn) = decode(page.get(at..).unwrap_or_default(), 64, 0, features) {
+                undefined &= !status(insn.rflags_modified());
+                undefined |= status(insn.rflags_undefined());
+            }
+        }
+        undefined
+    }
+
+    /// The page of code at `linear`, and so much of the next one as the last instruction may need.
+    fn code_page(&mut self, linear: u64) -> Option<Vec<u8>> {
+        let mut bytes = self.fetch_page(linear)?.to_vec();
+        if let Some(next) = self.fetch_page((linear | 0xFFF).wrapping_add(1)) {
+            bytes.extend(&next[..MAX_LENGTH]);
+        }
+        Some(bytes)
+    }
+
+    fn fetch_page(&mut self, linear: u64) -> Option<Page> {
         let (exc, cr2) = (self.cpu.exc, self.cpu.cr2);
         let found = self.translate(self.cpu.mmu_index, linear, Access::Fetch);
         (self.cpu.exc, self.cpu.cr2) = (exc, cr2);
@@ -375,7 +414,8 @@ impl SoftCore {
         let mut at = (linear & 0xFFF) as usize;
         let (mut read, mut written) = (0, 0);
         for _ in 0..64 {
-            let Decoded::Instruction(insn) = decode(&page[at..], 64, at as u64, self.shared.model.features)
+            let Decoded::Instruction(insn) =
+                decode(page.get(at..).unwrap_or_default(), 64, at as u64, self.shared.model.features)
             else {
                 break;
             };
@@ -415,7 +455,11 @@ impl SoftCore {
         let mut at = (cpu.gpr[RIP] & 0xFFF) as usize;
         for _ in 0..24 {
             let features: FeatureSet = self.shared.model.features;
-            let Decoded::Instruction(insn) = decode(&page[at..], 64, at as u64, features) else { break };
+            let Decoded::Instruction(insn) =
+                decode(page.get(at..).unwrap_or_default(), 64, at as u64, features)
+            else {
+                break;
+            };
             let bytes = &page[at..at + insn.len()];
             let _ = write!(
                 text,
