@@ -308,6 +308,13 @@ impl GuestRam {
         unsafe { fill_bytes(to, value, len as usize) }
     }
 
+    /// Fills `words` times 8 bytes with `value`.
+    pub fn fill_words(&self, offset: u64, value: u64, words: u64) {
+        let to = self.at(offset, words.saturating_mul(8));
+        // SAFETY: the range was checked.
+        unsafe { fill_words(to, value, words as usize) }
+    }
+
     /// Tracking byte of page `page` of the span.
     #[inline]
     pub fn tracks(&self, page: u64) -> u8 {
@@ -384,6 +391,25 @@ unsafe fn fill_bytes(to: *mut u8, value: u8, len: usize) {
     unsafe {
         core::arch::asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") value,
             options(nostack, preserves_flags));
+    }
+}
+/// # Safety
+/// The range is valid for `words` times 8 bytes.
+#[cfg(target_arch = "x86_64")]
+unsafe fn fill_words(to: *mut u8, value: u64, words: usize) {
+    // SAFETY: the caller vouches for the range; DF is clear in Rust code.
+    unsafe {
+        core::arch::asm!("rep stosq", inout("rcx") words => _, inout("rdi") to => _, in("rax") value,
+            options(nostack, preserves_flags));
+    }
+}
+/// # Safety
+/// The range is valid for `words` times 8 bytes.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn fill_words(to: *mut u8, value: u64, words: usize) {
+    for (i, byte) in (0..words * 8).zip(value.to_le_bytes().into_iter().cycle()) {
+        // SAFETY: the caller vouches for the range.
+        unsafe { to.add(i).write_volatile(byte) }
     }
 }
 /// # Safety

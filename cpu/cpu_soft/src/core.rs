@@ -404,7 +404,10 @@ impl Core for SoftCore {
         if bytes[..T::BYTES as usize].iter().all(|b| *b == bytes[0]) {
             self.ram.fill_bytes(target, bytes[0], len);
         } else {
-            for at in (0..len).step_by(T::BYTES as usize) {
+            let mut word = [0; 8];
+            word.iter_mut().zip(bytes[..T::BYTES as usize].iter().cycle()).for_each(|(to, from)| *to = *from);
+            self.ram.fill_words(target, u64::from_le_bytes(word), len / 8);
+            for at in (len & !7..len).step_by(T::BYTES as usize) {
                 self.ram.store(target + at, value);
             }
         }

@@ -14,6 +14,7 @@ mod hostile_code;
 mod interrupts;
 mod lockstep;
 mod modes;
+mod one_place;
 mod page_ends;
 mod paging;
 mod segments;
