@@ -35,6 +35,13 @@ static ALL: [Own; MAX_PROCESSORS] = [const {
 }; MAX_PROCESSORS];
 /// A device wants to be polled, or something was asked.
 static WORK: AtomicBool = AtomicBool::new(false);
+/// Some processor looks at it, and looks again when it has done.
+static LOOKING: AtomicBool = AtomicBool::new(false);
+
+/// There is work that nobody is at.
+fn is_work_left() -> bool {
+    WORK.load(SeqCst) && !LOOKING.load(SeqCst)
+}
 
 fn own() -> &'static Own {
     &ALL[processors::number()]
@@ -62,13 +69,15 @@ impl Processor {
         own().interrupted.store(1, SeqCst);
     }
 
-    /// The scheduler looks now.
+    /// The scheduler looks now: others need not.
     pub fn scheduler_looks() {
+        LOOKING.store(true, SeqCst);
         WORK.store(false, SeqCst);
     }
 
-    /// Whether it is to look.
-    pub fn scheduler_is_wanted() -> bool {
+    /// It has looked; whether it is to look again.
+    pub fn scheduler_has_looked() -> bool {
+        LOOKING.store(false, SeqCst);
         WORK.load(SeqCst)
     }
 
@@ -110,7 +119,7 @@ impl Processor {
     pub fn idle_until(at: u64) {
         arch::disable_interrupts();
         let now = clock::now_ns();
-        if at > now && !WORK.load(SeqCst) && own().interrupted.load(SeqCst) == 0 {
+        if at > now && !is_work_left() && own().interrupted.load(SeqCst) == 0 {
             lapic::interrupt_in(at - now);
             arch::wait_for_interrupt();
         }
@@ -138,7 +147,7 @@ impl Ground for Processor {
         let own = own();
         own.interrupted.store(0, SeqCst);
         let left = own.turn_ends.load(SeqCst).saturating_sub(clock::now_ns());
-        if left == 0 || WORK.load(SeqCst) {
+        if left == 0 || is_work_left() {
             return false;
         }
         lapic::interrupt_in(left.min(due_in.unwrap_or(u64::MAX)));

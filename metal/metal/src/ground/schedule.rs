@@ -69,12 +69,12 @@ impl Schedule {
 
     /// Does what is to be done besides running guests, unless another processor is at it.
     fn look_after(&self) {
-        while let Some(mut desk) = self.desk.try_lock() {
+        let Some(mut desk) = self.desk.try_lock() else { return };
+        loop {
             Processor::scheduler_looks();
             self.serve(&mut desk);
-            drop(desk);
-            // What was wanted meanwhile, others may have left to this one.
-            if !Processor::scheduler_is_wanted() {
+            // What was wanted meanwhile, others have left to this one.
+            if !Processor::scheduler_has_looked() {
                 return;
             }
         }
