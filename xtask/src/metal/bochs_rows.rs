@@ -35,6 +35,7 @@ pub const ROWS: &[Row] = &[
     Row { with_guest: true, ..row("metal: Bochs, Linux boots on VMX", |efi| linux(efi, INTEL, VMX, 1)) },
     Row {
         with_guest: true,
+        long: true,
         ..row("metal: Bochs, Linux boots on SVM with next RIPs", |efi| linux(efi, AMD, SVM, 1))
     },
     Row {

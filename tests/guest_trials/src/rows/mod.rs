@@ -10,6 +10,7 @@ mod state;
 mod system;
 
 use crate::stage::{Failure, Stage, Tier};
+use crate::vm::Vm;
 
 /// What a row does on its stage.
 pub type Trial = Box<dyn Fn(&Stage) -> Result<(), Failure> + Send + Sync>;
@@ -97,6 +98,21 @@ pub fn all() -> Vec<Row> {
 /// `1cpu`, `2cpus`.
 fn cpus_name(cpus: u32) -> String {
     format!("{cpus}cpu{}", if cpus == 1 { "" } else { "s" })
+}
+
+/// Waits until the guest's checksum job has done `round` rounds: what happens then happens at the same point of the job
+/// on a fast engine and on a slow one.
+fn reach_round(stage: &Stage, vm: &mut Vm, round: u32) -> Result<(), Failure> {
+    loop {
+        let line = vm.console().expect_line("BEDPLATE-CHECKSUM ", stage.patience(60))?;
+        Failure::unless(!line.starts_with("final"), || {
+            format!("the job ended before round {round}: {line}")
+        })?;
+        let done = line.split('/').next().and_then(|number| number.parse::<u32>().ok());
+        if done.is_some_and(|done| done >= round) {
+            return Ok(());
+        }
+    }
 }
 
 #[cfg(test)]

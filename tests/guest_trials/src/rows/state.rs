@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use guest_catalog::DiskFormat;
 
-use super::Row;
+use super::{Row, reach_round};
 use crate::expected::{checksum_job, pattern};
 use crate::http::FileServer;
 use crate::stage::{Failure, Stage, Tier};
@@ -97,15 +97,10 @@ fn run_through_saves(
     rounds: u32,
 ) -> Result<(), Failure> {
     let mut random = Random(stage.seed());
-    vm.console().expect("BEDPLATE-CHECKSUM 1/", stage.patience(40))?;
-    let mut finished = None;
+    let between = rounds / (saves + 1);
     for count in 0..saves {
-        std::thread::sleep(Duration::from_millis(200 + random.next() % 3000));
-        if let Some(text) = final_line(&vm.console_transcript()) {
-            // The job outran the saves: the rest would save an idle guest.
-            finished = Some(text);
-            break;
-        }
+        reach_round(stage, vm, (count + 1) * between)?;
+        std::thread::sleep(Duration::from_millis(random.next() % 50));
         let file = stage.scratch().join(format!("{count}.save"));
         save(stage, vm, name, &file)?;
         let exit = vm.wait(stage.patience(20))?;
@@ -115,18 +110,11 @@ fn run_through_saves(
         vm.console().expect("BEDPLATE-", stage.patience(40))?;
         std::fs::remove_file(&file)?;
     }
-    let sum = match finished {
-        Some(sum) => {
-            return Err(Failure::new(format!("the job ended ({sum}) before all {saves} saves were done")));
-        }
-        None => {
-            let busy = vm.console().expect_line("BEDPLATE-BUSY disk ", stage.patience(600))?;
-            Failure::unless(busy.starts_with("ok"), || format!("the disk job: {busy}"))?;
-            let busy = vm.console().expect_line("BEDPLATE-BUSY net ", stage.patience(20))?;
-            Failure::unless(busy.starts_with("ok"), || format!("the network job: {busy}"))?;
-            vm.console().expect_line("BEDPLATE-CHECKSUM final ", stage.patience(20))?
-        }
-    };
+    let busy = vm.console().expect_line("BEDPLATE-BUSY disk ", stage.patience(600))?;
+    Failure::unless(busy.starts_with("ok"), || format!("the disk job: {busy}"))?;
+    let busy = vm.console().expect_line("BEDPLATE-BUSY net ", stage.patience(20))?;
+    Failure::unless(busy.starts_with("ok"), || format!("the network job: {busy}"))?;
+    let sum = vm.console().expect_line("BEDPLATE-CHECKSUM final ", stage.patience(20))?;
     let expected = checksum_job(rounds, POOL_KIB);
     Failure::unless(sum == expected, || format!("the checksum job gave {sum} instead of {expected}"))?;
     let text = String::from_utf8_lossy(&stage.transcripts()).into_owned();
@@ -137,12 +125,6 @@ fn run_through_saves(
 
 fn save(stage: &Stage, vm: &Vm, name: &str, file: &Path) -> Result<(), Failure> {
     stage.ctl(vm, name, &["save", &file.to_string_lossy()]).map(|_| ())
-}
-
-fn final_line(transcript: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(transcript);
-    let (_, rest) = text.split_once("BEDPLATE-CHECKSUM final ")?;
-    Some(rest.lines().next()?.trim().to_string())
 }
 
 /// SplitMix64: reproducible from the seed in the summary.
