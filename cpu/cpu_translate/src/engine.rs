@@ -33,8 +33,8 @@ const MXCSR_MASKS: u32 = 0x1F80;
 /// In the key of a translation beside the number of its context: one that goes on where the range of a group of memory
 /// accesses cannot be had as a whole (`elide.rs`).
 pub const CAREFUL: u8 = 0x80;
-/// An address that no branch leads to.
-const NOWHERE: u64 = 1 << 63;
+/// For a count: of no place.
+const NOBODY: u64 = 1 << 63;
 
 /// An operation as a block calls it.
 pub struct Site {
@@ -247,7 +247,7 @@ impl Engine {
             return None;
         }
         // Nobody's: what was translated has to be found.
-        (*asked, *times) = (NOWHERE, 0);
+        (*asked, *times) = (NOBODY, 0);
         if self.is_full() {
             self.clear();
         }
@@ -387,11 +387,16 @@ impl Engine {
     }
 }
 
-/// A table that nothing is found in: an address has its own slot, so that only slot 0 must not hold address 0. Zeroed
-/// memory costs nothing until it is used.
+/// An entry for slot `slot` in which nothing is found: the address that it holds has another slot. (Any address can be
+/// asked for, canonical or not.)
+fn nothing(slot: usize) -> TableEntry {
+    [u64::from(slot == 0), 0]
+}
+
+/// A table in which nothing is found. Zeroed memory costs nothing until it is used.
 fn empty_table() -> Box<[TableEntry]> {
     let mut table = vec![[0; 2]; TABLE_ENTRIES].into_boxed_slice();
-    table[0][0] = NOWHERE;
+    table[0] = nothing(0);
     table
 }
 
@@ -446,9 +451,9 @@ impl Translator for Engine {
             // Whoever still knows its entry comes out at the miss.
             self.lead(b.guarded, b.miss);
             let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
-            let e = &mut table[b.linear as usize & (TABLE_ENTRIES - 1)];
-            if e[1] == b.guarded {
-                *e = [NOWHERE, 0];
+            let slot = b.linear as usize & (TABLE_ENTRIES - 1);
+            if table[slot][1] == b.guarded {
+                table[slot] = nothing(slot);
             }
         }
     }

@@ -39,3 +39,31 @@ fn a_branch_that_changes_its_mind() {
         assert_eq!(s.gpr[5], 299);
     }
 }
+
+/// Addresses that nothing can be at, whichever place they have in a table of code.
+#[test]
+fn a_branch_to_an_address_that_is_not_canonical() {
+    type Branch = fn(&mut CodeAssembler);
+    let ways: [(&str, Branch); 3] = [
+        ("jmp", |a| asm!(a; jmp(rax);)),
+        ("call", |a| asm!(a; call(rax);)),
+        ("ret", |a| asm!(a; push(rax); ret();)),
+    ];
+    for (name, branch) in ways {
+        for target in [1u64 << 63, 1 << 47, 0x8000_0000_0001_0000, 0x7FFF_0000_0000_0000, 1 << 62] {
+            for threshold in [0, 16] {
+                let mut g = guest(threshold);
+                g.code(|a| {
+                    let (mut top, mut there) = (a.create_label(), a.create_label());
+                    asm!(a; mov(ebx, 100); lea(rdx, ptr(there)); set_label(&mut top); mov(rax, rdx);
+                        dec(ebx); mov(rcx, target); cmove(rax, rcx););
+                    branch(a);
+                    asm!(a; set_label(&mut there); mov(rsp, STACK); jmp(top););
+                });
+                let frame = g.run_to_stub();
+                assert_eq!((frame.vector, frame.error), (13, Some(0)), "{name} to {target:#x}: {frame:x?}");
+                assert_eq!(g.state().gpr[3], 0, "{name} to {target:#x}");
+            }
+        }
+    }
+}

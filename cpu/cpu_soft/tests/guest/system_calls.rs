@@ -122,16 +122,18 @@ fn without_sce_both_are_undefined() {
 
 #[test]
 fn a_target_that_is_not_canonical() {
-    let mut g = guest(
-        |a| asm!(a; mov(edi, 3); syscall(); dec(edi); syscall(); hlt();),
-        |a| {
-            let mut good = a.create_label();
-            asm!(a; cmp(edi, 3); je(good); mov(rcx, 1u64 << 47); set_label(&mut good); sysretq(););
-        },
-    );
-    let frame = g.run_to_stub();
-    assert_eq!((frame.vector, frame.error, frame.cs), (13, Some(0), KCODE64));
-    assert_eq!(g.state().gpr[1], 1 << 47);
+    for target in [1u64 << 47, 1 << 63, 0x8000_0000_0001_0000] {
+        let mut g = guest(
+            |a| asm!(a; mov(edi, 3); syscall(); dec(edi); syscall(); hlt();),
+            |a| {
+                let mut good = a.create_label();
+                asm!(a; cmp(edi, 3); je(good); mov(rcx, target); set_label(&mut good); sysretq(););
+            },
+        );
+        let frame = g.run_to_stub();
+        assert_eq!((frame.vector, frame.error, frame.cs), (13, Some(0), KCODE64), "{target:#x}");
+        assert_eq!(g.state().gpr[1], target);
+    }
 }
 
 #[test]

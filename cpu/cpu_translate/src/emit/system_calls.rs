@@ -64,13 +64,13 @@ impl Emitter<'_> {
 
     pub(super) fn sysret(&mut self, item: &Item) {
         let user = self.engine.sibling(self.block.key & !CAREFUL, self.mode_at(3), 0);
-        let Some(user) = user else { return self.call_handler(&item.op, true, false) };
+        let Some(user) = user else { return self.call_handler(&item.op, true, item.sees_x87) };
         self.spill_if(ALL);
         let mut jumps = vec![self.unless(layout::EFER, EFER_SCE), self.unless_in_core()];
         self.test(layout::GPR + usize::from(R11) * 8, flags::TF | flags::AC);
         jumps.push(self.a.jcc_later(cc::NOT_EQUAL));
         jumps.push(self.wanted());
-        // A target that is not canonical has no translation.
+        // What is not canonical has no translation, and no entry is like it.
         self.a.mov(T0, RCX);
         jumps.push(self.find(user));
         let next = field(slot_at(slot::JUMP));
