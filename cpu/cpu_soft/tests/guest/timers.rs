@@ -104,13 +104,18 @@ fn a_running_guest_is_interrupted() {
 
 #[test]
 fn a_guest_that_only_faults_is_interrupted() {
-    // The handler of #UD is a UD2, entered with interrupts on and always on the same stack.
+    // UD2, and an opcode that is none.
+    [&[0x0F, 0x0B], &[0x06][..]].into_iter().for_each(only_faults);
+}
+
+/// The handler of #UD is `undefined`, entered with interrupts on and always on the same stack.
+fn only_faults(undefined: &[u8]) {
     let mut g = with_timer(0, |a| {
         wrmsr(a, X2_INITIAL, 1000);
         asm!(a; sti(); nop(); ud2(););
     });
     g.handler64(VECTOR, CODE + 0x1000, |a| asm!(a; hlt();));
-    g.code_at(64, CODE + 0x2000, |a| asm!(a; ud2();));
+    g.put(CODE + 0x2000, undefined);
     let [low, high] = images::gate64(KCODE64, CODE + 0x2000, 0x8F, 1);
     g.ram.store(IDT + 16 * 6, low);
     g.ram.store(IDT + 16 * 6 + 8, high);
