@@ -19,7 +19,7 @@ use x86_emulate::{ModeKey, Op, Step};
 
 /// Longest block in instructions.
 pub const MAX_OPS: usize = 64;
-/// Operations kept before everything is thrown away: 32 bytes each, 24 MiB in all.
+/// Operations kept before everything is thrown away: 32 bytes each, 8 MiB in all.
 const MAX_ARENA: usize = 256 << 10;
 const JUMPS: usize = 8192;
 

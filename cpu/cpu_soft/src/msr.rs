@@ -56,7 +56,7 @@ impl SoftCore {
 
     fn engine_msr(&mut self, number: u32) -> Option<Result<u64, Fault>> {
         let value = match number {
-            msr::TSC => self.tsc(),
+            msr::TSC => self.apic.clock().tsc(),
             msr::TSC_ADJUST if self.has_feature(Feature::TscAdjust) => self.msr.tsc_adjust,
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW => self.msr.kvm_system_time,
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => self.msr.kvm_wall_clock,
@@ -79,7 +79,7 @@ impl SoftCore {
     fn set_engine_msr(&mut self, number: u32, value: u64) -> Option<Result<(), Fault>> {
         match number {
             msr::TSC => {
-                let delta = value.wrapping_sub(self.tsc());
+                let delta = value.wrapping_sub(self.apic.clock().tsc());
                 self.msr.tsc_adjust = self.msr.tsc_adjust.wrapping_add(delta);
                 self.move_tsc(delta);
             }

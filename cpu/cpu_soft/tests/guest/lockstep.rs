@@ -5,9 +5,11 @@ use crate::harness::*;
 use cpu_soft::translate::{Exit, Heat, Place, Translator, TranslatorFactory};
 use cpu_soft::{SoftCore, SoftHypervisor};
 use guest_memory::GuestRam;
+use hypervisor::VcpuExit;
 use iced_x86::code_asm::*;
 use std::sync::{Arc, Mutex};
 use x86_defs::cpuid::FeatureSet;
+use x86_defs::msr;
 use x86_emulate::Core;
 use x86_emulate::cpu::RIP;
 
@@ -42,33 +44,36 @@ impl Translator for Wrong {
     fn forget_all(&mut self) {}
 }
 
-/// What is said when `factory` runs the program that is made by `code`.
-fn words(factory: Arc<dyn TranslatorFactory>, code: impl FnOnce(&mut CodeAssembler)) -> String {
+/// How it ends and what is said when `factory` runs the program that is made by `code`.
+fn ending(factory: Arc<dyn TranslatorFactory>, code: impl FnOnce(&mut CodeAssembler)) -> (VcpuExit, String) {
     let said = Arc::new(Mutex::new(String::new()));
     let hears = said.clone();
     let engine = SoftHypervisor::in_lockstep(factory, Arc::new(move |text| *hears.lock().unwrap() += text));
     let mut g = Guest::with_engine("max", &engine).into_user64();
     g.edit(|s| s.segments = guest::long_state(0).segments);
     g.code(code);
-    g.run();
+    let exit = g.exit();
     drop(g);
-    said.lock().unwrap().clone()
+    (exit, said.lock().unwrap().clone())
 }
 
-fn wrong(register: u64, stored: u32) -> String {
-    words(Arc::new(Wrong { eax: register, stored }), |a| {
+fn wrong(register: u64, stored: u32) -> (VcpuExit, String) {
+    ending(Arc::new(Wrong { eax: register, stored }), |a| {
         asm!(a; mov(eax, 1); mov(dword_ptr(DATA), eax); hlt(););
     })
 }
 
 #[test]
-fn wrong_registers_and_memory_are_told() {
-    let right = wrong(1, 1);
+fn wrong_registers_and_memory_are_told_and_end_the_vm() {
+    let (exit, right) = wrong(1, 1);
+    assert!(matches!(exit, VcpuExit::Halted { .. }), "{exit:?}");
     assert!(right.contains("2 instructions in 1 runs compared, 0 runs not, 0 differences"), "{right}");
-    let register = wrong(2, 1);
+    let (exit, register) = wrong(2, 1);
+    assert!(matches!(exit, VcpuExit::Fatal(_)), "{exit:?}");
     assert!(register.contains("register 0: 0x2, interpreter 0x1") && register.contains(", 1 differences"));
     assert!(register.contains("Mov_r32_imm32"), "{register}");
-    let memory = wrong(1, 3);
+    let (exit, memory) = wrong(1, 3);
+    assert!(matches!(exit, VcpuExit::Fatal(_)), "{exit:?}");
     assert!(memory.contains("memory at 0x30000: 0x3, interpreter 0x1"), "{memory}");
 }
 
@@ -76,13 +81,15 @@ fn wrong_registers_and_memory_are_told() {
 fn the_translator_in_lockstep() {
     // Ports, time, faults, code that changes, pages that go: whatever a run has to do with the world.
     let factory = Arc::new(cpu_translate::Factory { threshold: 0 });
-    let said = words(factory, |a| {
+    let (_, said) = ending(factory, |a| {
         let (mut again, mut target) = (a.create_label(), a.create_label());
         asm!(a; mov(ebp, 400););
         a.set_label(&mut again).unwrap();
         asm!(a; rdtsc(); out(0x80, al); in_(al, 0x71); add(dword_ptr(DATA + 8), eax);
             mov(edi, DATA as u32); mov(ecx, 5000); db(&[0xF3, 0xAA]); push(rax); pop(rcx);
-            lea(rsi, ptr(target)); mov(byte_ptr(rsi + 1), bpl); invlpg(ptr(DATA)); cpuid(););
+            lea(rsi, ptr(target)); mov(byte_ptr(rsi + 1), bpl); invlpg(ptr(DATA));
+            mov(ecx, msr::TSC); rdmsr(); shl(rdx, 32); add(rax, rdx); add(rax, 1000); mov(rdx, rax); shr(rdx, 32);
+            wrmsr(); cpuid(););
         a.set_label(&mut target).unwrap();
         asm!(a; mov(eax, 7); dec(ebp); jne(again); hlt(););
     });

@@ -233,18 +233,22 @@ impl Guest {
     }
 
     pub fn run(&mut self) -> Stop {
+        match self.exit() {
+            VcpuExit::Halted { wake_at } => Stop::Halted(wake_at),
+            VcpuExit::Kicked => Stop::Kicked,
+            VcpuExit::TripleFault => Stop::TripleFault,
+            other => panic!("{other:?}"),
+        }
+    }
+    /// As `run`, however it ends.
+    pub fn exit(&mut self) -> VcpuExit {
         let watchdog = Watchdog::start(vec![self.vcpu.kicker()]);
         let io: Arc<dyn VcpuIo> = self.io.clone();
         let exit = self.vcpu.run(&io);
         if watchdog.barked() {
             panic!("the guest hangs: {:x?}", self.state());
         }
-        match exit {
-            VcpuExit::Halted { wake_at } => Stop::Halted(wake_at),
-            VcpuExit::Kicked => Stop::Kicked,
-            VcpuExit::TripleFault => Stop::TripleFault,
-            other => panic!("{other:?}"),
-        }
+        exit
     }
     /// Runs what does not end by itself, until a kick a little later.
     pub fn run_until_kicked(&mut self) {
