@@ -25,14 +25,17 @@ impl Journal {
     /// With a listing at `listing`, and with a map where `perf` looks for that of this process.
     ///
     /// # Errors
-    /// A file cannot be made.
+    /// A file cannot be made; its name is in the text, and what to do.
     pub fn create(listing: Option<&Path>, perf_map: bool) -> io::Result<Self> {
         let perf = perf_map.then(|| format!("/tmp/perf-{}.map", std::process::id()));
+        let made = |path: &Path, file: io::Result<File>| {
+            file.map(Mutex::new).map_err(|error| io::Error::new(error.kind(), way_out(path, &error)))
+        };
         // A new file: the folder is everybody's.
-        let new = |path: &Path| File::create_new(path).map(Mutex::new);
+        let new = |path: String| made(path.as_ref(), File::create_new(&path));
         Ok(Self {
-            listing: listing.map(|path| File::create(path).map(Mutex::new)).transpose()?,
-            perf_map: perf.map(|path| new(Path::new(&path))).transpose()?,
+            listing: listing.map(|path| made(path, File::create(path))).transpose()?,
+            perf_map: perf.map(new).transpose()?,
         })
     }
 
@@ -44,6 +47,15 @@ impl Journal {
         if let Some(listing) = &self.listing {
             put(listing, &text(place, source, base, code, marks));
         }
+    }
+}
+
+fn way_out(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            format!("{} is there already, of an earlier process: remove it", path.display())
+        }
+        _ => format!("{}: {error}", path.display()),
     }
 }
 
@@ -109,6 +121,10 @@ mod tests {
         let finished = emitter.finish();
         journal.note(&place, &source, base, &finished.code, &finished.marks);
         let map = format!("/tmp/perf-{}.map", std::process::id());
+        let again = Journal::create(None, true).unwrap_err().to_string();
+        assert!(again.contains(&map) && again.contains("remove it"), "{again}");
+        let nowhere = Journal::create(Some(Path::new("/nowhere/x")), false).unwrap_err().to_string();
+        assert!(nowhere.contains("/nowhere/x: No such file"), "{nowhere}");
         let (listing, names) = (std::fs::read_to_string(&folder), std::fs::read_to_string(&map));
         std::fs::remove_file(&folder).unwrap();
         std::fs::remove_file(&map).unwrap();

@@ -45,6 +45,11 @@ impl Engines {
         Self { kvm: KvmDevice::open(), verdict: kvm_verdict::known(), journal }
     }
 
+    /// Somebody wants to hear of what is translated, but `engine` translates nothing, or not for them.
+    pub fn leaves_journal_empty(&self, engine: &dyn Hypervisor) -> bool {
+        self.journal.is_some() && engine.capabilities().name != "soft"
+    }
+
     /// The engine of `choice`. `auto` takes the fastest that works on this host.
     pub fn choose(&self, choice: EngineChoice) -> Result<Chosen, EngineUnavailable> {
         let engine: Box<dyn Hypervisor> = match choice {

@@ -151,6 +151,12 @@ fn choose(engines: &Engines, choice: EngineChoice, say: Say<'_>) -> Result<Box<d
     if let Some(note) = chosen.note {
         say(&note);
     }
+    if engines.leaves_journal_empty(&*chosen.engine) {
+        let name = chosen.engine.capabilities().name;
+        say(&format!(
+            "--trace-blocks and --perf-map stay empty under engine {name}: --engine soft writes them"
+        ));
+    }
     Ok(chosen.engine)
 }
 

@@ -221,7 +221,7 @@ pub struct RunArgs {
     /// Run without the jail: for debugging (a trace of the stack, strace, a profiler)
     #[arg(long, help_heading = "Running")]
     pub no_sandbox: bool,
-    /// Write what is translated to a file: the guest's code, and what became of it
+    /// Write what is translated to a file: the guest's code, and what became of it (100 MB for a boot, and more as it runs)
     #[arg(long, value_name = "FILE", help_heading = "Running")]
     pub trace_blocks: Option<PathBuf>,
     /// Write /tmp/perf-PID.map, by which perf names translated code

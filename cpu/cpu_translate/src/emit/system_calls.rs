@@ -16,12 +16,8 @@ use cpu_soft::translate::layout;
 use x86_defs::control::{CR4_SMAP, EFER_SCE};
 use x86_defs::{Segment, SegmentIndex, flags};
 use x86_emulate::ModeKey;
+use x86_emulate::system::syscall::{CODE_64, STACK, SYSRET_FLAGS};
 
-/// Flags that SYSRET takes from R11.
-const SYSRET_FLAGS: u64 = 0x003C_7FD7;
-/// Attributes of flat segments at DPL 0: 64-bit code, and a stack.
-const CODE: u16 = 0xA9B;
-const STACK: u16 = 0xC93;
 const R11: u8 = 11;
 
 impl Emitter<'_> {
@@ -53,7 +49,7 @@ impl Emitter<'_> {
 
         self.a.modrm(&[], false, false, &[0x0F, 0xB7], T0, field(layout::STAR + 4).into()); // movzx
         self.image(4, !3); // and
-        self.segment(SegmentIndex::Cs, CODE);
+        self.segment(SegmentIndex::Cs, CODE_64);
         self.a.lea(T0, at(T0, 8));
         self.segment(SegmentIndex::Ss, STACK);
         self.level(0, if calls.smap { 1 } else { 2 });
@@ -83,7 +79,7 @@ impl Emitter<'_> {
         self.a.modrm(&[], false, false, &[0x0F, 0xB7], T0, field(layout::STAR + 6).into()); // movzx
         self.a.lea(T0, at(T0, 16));
         self.image(1, 3); // or
-        self.segment(SegmentIndex::Cs, CODE | 3 << 5);
+        self.segment(SegmentIndex::Cs, CODE_64 | 3 << 5);
         self.a.modrm(&[], false, false, &[0x0F, 0xB7], T0, field(layout::STAR + 6).into()); // movzx
         self.a.lea(T0, at(T0, 8));
         self.image(1, 3); // or

@@ -17,7 +17,7 @@ mod msr;
 mod ports;
 mod segments;
 mod stack;
-mod syscall;
+pub mod syscall;
 mod tables;
 mod task;
 #[cfg(test)]

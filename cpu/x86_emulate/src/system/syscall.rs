@@ -14,14 +14,19 @@ use x86_defs::control::{CR4_FSGSBASE, DR6_BS, EFER_LMA, EFER_SCE};
 use x86_defs::{Segment, SegmentAttributes, SegmentIndex, flags};
 
 /// Flags that SYSRET takes from R11.
-const SYSRET_FLAGS: u64 = 0x003C_7FD7;
+pub const SYSRET_FLAGS: u64 = 0x003C_7FD7;
+/// Attributes of a flat segment of 64-bit code at DPL 0.
+pub const CODE_64: u16 = FLAT_CODE | 0x200;
+/// Attributes of a flat stack segment at DPL 0.
+pub const STACK: u16 = 0xC93;
+const FLAT_CODE: u16 = 0x89B;
 
 /// A flat code segment at `dpl`: 64-bit or 32-bit.
 fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
-    let size = if long { 0x200 } else { 0x400 };
+    let attributes = if long { CODE_64 } else { FLAT_CODE | 0x400 };
     Segment {
         selector,
-        attributes: SegmentAttributes(0x89B | size | u16::from(dpl) << 5),
+        attributes: SegmentAttributes(attributes | u16::from(dpl) << 5),
         limit: u32::MAX,
         base: 0,
         unusable: false,
@@ -30,7 +35,7 @@ fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
 
 /// A flat stack segment at `dpl`.
 fn flat_stack(selector: u16, dpl: u8) -> Segment {
-    let attributes = SegmentAttributes(0xC93 | u16::from(dpl) << 5);
+    let attributes = SegmentAttributes(STACK | u16::from(dpl) << 5);
     Segment { selector, attributes, limit: u32::MAX, base: 0, unusable: false }
 }
 
