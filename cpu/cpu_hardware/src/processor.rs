@@ -10,6 +10,7 @@ use core::arch::x86_64::__cpuid_count;
 use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};
 use x86_defs::cpuid::{Feature, FeatureSet};
 
+const CR0_MP_NE: u64 = 1 << 1 | 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_OSFXSR: u64 = 1 << 9 | 1 << 10;
 
@@ -61,7 +62,8 @@ const EMULATED: &[Feature] = &[
     Feature::Rdtscp,
 ];
 
-/// Switches vector registers and XSAVE on for the processor that runs this.
+/// Switches vector registers and XSAVE on for the processor that runs this, and gives it an x87 unit as [`store_extended`]
+/// leaves it: after a reset its registers count as in use. An error there is an exception, and told.
 ///
 /// # Safety
 /// Once a processor, at privilege level 0, on one with XSAVE; vector registers are nobody's yet.
@@ -74,9 +76,11 @@ pub unsafe fn enable_extended(xcr0: u64) {
             "mov cr4, {t}",
             "mov {t}, cr0",
             "and {t}, -13", // no EM, no TS
-            "or {t}, 2", // MP
+            "or {t}, {mp_ne}",
             "mov cr0, {t}",
+            "fninit",
             t = out(reg) _,
+            mp_ne = const CR0_MP_NE,
             bits = const CR4_OSXSAVE | CR4_OSFXSR,
             options(nostack)
         );
@@ -121,7 +125,9 @@ pub unsafe fn load_extended(area: &XsaveArea, all: u64, guest: u64) {
     }
 }
 
-/// Enables all again and stores the extended state.
+/// Enables all again and stores the extended state. The x87 unit is left empty, with nothing that waits there: the
+/// interpreter's thunks push numbers and wait for exceptions, and must not find the guest's. Of MXCSR they load what they
+/// need.
 ///
 /// # Safety
 /// As [`load_extended`].
@@ -129,7 +135,7 @@ pub unsafe fn store_extended(area: &mut XsaveArea, all: u64) {
     // SAFETY: as above.
     unsafe {
         set_xcr0(all);
-        asm!("xsave64 [{}]", in(reg) area, in("eax") all as u32, in("edx") 0, options(nostack));
+        asm!("xsave64 [{}]", "fninit", in(reg) area, in("eax") all as u32, in("edx") 0, options(nostack));
     }
 }
 

@@ -6,7 +6,12 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+#[path = "exit_bench/x87.rs"]
+mod x87;
+
+#[cfg(target_os = "none")]
 mod guest {
+    use crate::x87;
     use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use metal::arch::dma::OneToOne;
     use metal::arch::pci::{ConfigPorts, virtio_functions};
@@ -27,7 +32,7 @@ mod guest {
     const UART: (u16, u16) = (0x3F9, 0x3FD);
     const APIC_BASE: u32 = 0x1B;
     /// An address that is neither RAM nor a device's.
-    const NOTHING: usize = 0xFED8_0000;
+    pub const NOTHING: usize = 0xFED8_0000;
 
     #[global_allocator]
     static HEAP: Heap = Heap::new();
@@ -45,6 +50,8 @@ mod guest {
             HEAP.claim((&raw mut ARENA).cast(), HEAP_BYTES);
             interrupts::install();
         }
+        metal::log!("X87 with a full stack: 1 + -1 = {}", x87::sum_with_a_full_stack());
+        metal::log!("X87 while an error waits: 1 + 1 = {}", x87::sum_while_an_error_waits());
         let nothing = cheapest(|| {});
         let tell =
             |what: &str, ticks: u64| metal::log!("EXIT-COST {what}: {}", ticks.saturating_sub(nothing));

@@ -365,8 +365,9 @@ pub fn exit_bench_bundle() -> Result<PathBuf> {
     bundle::write(spec, &files, None)
 }
 
-/// Whether the guest says what was pinned.
+/// Whether the guest says what was pinned, and that its x87 unit is its own.
 pub fn compare_costs(log: &str, costs: &[(&str, u64)]) -> Result<Outcome> {
+    expect(log, &["X87 with a full stack: 1 + -1 = 0", "X87 while an error waits: 1 + 1 = 2"])?;
     let mut wrong = Vec::new();
     for (what, pinned) in costs {
         let line = log.lines().find_map(|line| line.split_once(&format!("EXIT-COST {what}: ")));

@@ -128,6 +128,14 @@ pub fn on_device(handler: fn()) {
     ON_DEVICE.call_once(|| handler);
 }
 
+/// The same for NMIs.
+static ON_NMI: spin::Once<fn()> = spin::Once::new();
+
+/// Says what an NMI does. Only the first call counts.
+pub fn on_nmi(handler: fn()) {
+    ON_NMI.call_once(|| handler);
+}
+
 extern "C" fn interrupt(frame: &Frame) {
     match frame.vector as u8 {
         TIMER_VECTOR | WAKE_VECTOR => {
@@ -145,7 +153,11 @@ extern "C" fn interrupt(frame: &Frame) {
         SPURIOUS_VECTOR => {}
         2 if STOP_AT_NMI.load(Ordering::SeqCst) => super::stop(),
         // An NMI of the board has nobody who asked for it.
-        2 => {}
+        2 => {
+            if let Some(handler) = ON_NMI.get() {
+                handler();
+            }
+        }
         vector => crate::panic::fault(
             format_args!(
                 "{}exception {vector}, error code {:#x}, at {:#x}, stack {:#x}, CR2 {:#x}",
