@@ -12,7 +12,7 @@ use super::{Float80, InterruptShadow, PendingEvent, RunState, SseState, VcpuStat
 use alloc::vec::Vec;
 use saved_state::{CRITICAL, FieldWriter, Fields, RestoreError, SavedState, StateBlob};
 use x86_defs::control::*;
-use x86_defs::{DescriptorTable, Exception, Segment, SegmentAttributes, flags, paging};
+use x86_defs::{DescriptorTable, Exception, Segment, SegmentAttributes, flags, msr, paging};
 
 const REGISTERS: u16 = CRITICAL | 1;
 const SEGMENTS: u16 = CRITICAL | 2;
@@ -212,6 +212,9 @@ impl VcpuState {
         if self.x87.opcode > 0x7FF {
             return refuse(X87, "the x87 opcode has more than 11 bits");
         }
+        if self.msrs.iter().any(|(number, value)| !can_hold(*number, *value)) {
+            return refuse(MSRS, "an MSR's value is impossible");
+        }
         Ok(())
     }
 }
@@ -219,6 +222,17 @@ impl VcpuState {
 /// Whether a base is canonical. Outside IA-32e mode, too: what 64-bit code left there stays.
 fn fits(base: u64) -> bool {
     ((base << 16) as i64 >> 16) as u64 == base
+}
+
+/// Whether an MSR that engines load into the processor takes the value (SDM vol. 4, table 2-2): WRMSR would be #GP in the
+/// host, or the guest's entry be refused.
+fn can_hold(number: u32, value: u64) -> bool {
+    match number {
+        msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE | msr::SYSENTER_ESP | msr::SYSENTER_EIP => fits(value),
+        msr::SYSENTER_CS | msr::SFMASK | msr::TSC_AUX => value >> 32 == 0,
+        msr::PAT => value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)),
+        _ => true,
+    }
 }
 
 fn required<const N: usize>(

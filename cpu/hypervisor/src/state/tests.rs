@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use proptest::prelude::*;
 use saved_state::{CRITICAL, FieldWriter, RestoreError, from_blob, to_blob};
+use x86_defs::msr;
 
 /// Every field away from its default, in 64-bit mode.
 fn busy() -> VcpuState {
@@ -73,7 +74,7 @@ fn golden_bytes_of_version_1() {
 #[test]
 fn impossible_states_are_refused() {
     type Spoil = fn(&mut VcpuState);
-    let cases: [(&str, Spoil); 18] = [
+    let cases: [(&str, Spoil); 27] = [
         ("RFLAGS", |s| s.rflags = 0),
         ("RFLAGS", |s| s.rflags |= 1 << 30),
         ("CR0", |s| s.cr0 &= !control::CR0_PE),
@@ -92,6 +93,15 @@ fn impossible_states_are_refused() {
         ("RIP", |s| s.segments[1].attributes.0 &= !0x200),
         ("MXCSR", |s| s.sse.mxcsr = 0x10000),
         ("opcode", |s| s.x87.opcode = 0x800),
+        ("MSR", |s| s.msrs = [(msr::LSTAR, 1 << 47)].into()),
+        ("MSR", |s| s.msrs = [(msr::CSTAR, 1 << 63)].into()),
+        ("MSR", |s| s.msrs = [(msr::KERNEL_GS_BASE, 0x8000_0000_0000)].into()),
+        ("MSR", |s| s.msrs = [(msr::SYSENTER_ESP, 1 << 48)].into()),
+        ("MSR", |s| s.msrs = [(msr::SYSENTER_EIP, 1 << 48)].into()),
+        ("MSR", |s| s.msrs = [(msr::SYSENTER_CS, 1 << 32)].into()),
+        ("MSR", |s| s.msrs = [(msr::SFMASK, 1 << 32)].into()),
+        ("MSR", |s| s.msrs = [(msr::TSC_AUX, 1 << 32)].into()),
+        ("MSR", |s| s.msrs = [(msr::PAT, 0x0007_0406_0007_0402)].into()),
     ];
     for (text, spoil) in cases {
         let mut state = busy();

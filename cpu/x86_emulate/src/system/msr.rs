@@ -161,7 +161,7 @@ fn write<C: Core>(c: &mut C, number: u32, value: u64) -> Written {
     if !valid(c, number, value) {
         return Written::Refused;
     }
-    let value = if number == SYSENTER_CS { value & 0xFFFF_FFFF } else { value };
+    let value = if matches!(number, SYSENTER_CS | SFMASK) { value & 0xFFFF_FFFF } else { value };
     match plain(&mut c.cpu_mut().msrs, number) {
         Some(place) => *place = value,
         None => return Written::Unknown,
