@@ -68,8 +68,9 @@ pub trait Hardware: Send {
 impl SoftVcpu {
     /// Lets the hardware run guest code until something else has to be looked at; what it hands back is interpreted.
     pub(crate) fn execute_on_hardware(&mut self) -> Stop {
-        // An NMI that waits for the end of another keeps attention raised: step by step up to the IRET.
-        if self.nmi_pending && self.core.cpu.nmi_blocked {
+        // An NMI that waits for the end of another keeps attention raised: step by step up to the IRET. One that waits for
+        // the end of STI's or MOV SS's shadow is due behind the next instruction, and the hardware is not asked for that.
+        if self.nmi_pending && (self.core.cpu.nmi_blocked || self.core.cpu.interrupt_shadow) {
             return self.interpret_one();
         }
         loop {

@@ -8,6 +8,7 @@ mod branches;
 mod breakpoints;
 mod counting;
 mod faults;
+mod hardware;
 mod harness;
 mod hostile;
 mod hostile_code;
