@@ -7,6 +7,12 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use x86_defs::Exception;
 use x86_emulate::cpu::PendingException;
 
+/// Exceptions that are looked at, by vector, because delivering them may raise them again without end (CVE-2015-5307,
+/// CVE-2015-8104): the exit gives the host its processor back. Machine checks are the machine's.
+pub const LOOKED_AT: u32 = 1 << Exception::Debug as u32
+    | 1 << Exception::AlignmentCheck as u32
+    | 1 << Exception::MachineCheck as u32;
+
 /// Why the guest was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

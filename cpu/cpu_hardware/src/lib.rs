@@ -5,6 +5,7 @@
 //! - [`nested`]: second-level page tables. [`exit`]: why a guest was left. [`at_once`]: exits that are served where
 //!   they arrive. [`tsc`]: the guest's time-stamp counter. [`identifiers`]: tags of translations.
 //! - [`extended`], [`processor`]: x87 and vector registers, CPUID, MSRs.
+//! - `testing`: for the engines' tests.
 //!
 //! Unsafe code is in [`processor`] alone.
 #![no_std]
@@ -21,6 +22,8 @@ pub mod identifiers;
 pub mod nested;
 pub mod partition;
 pub mod processor;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod tsc;
 
 pub use exit::{Exit, Port};

@@ -50,37 +50,18 @@ impl GuestShare {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::AtomicU32;
-
-    struct Nowhere(AtomicU32);
-
-    impl Ground for Nowhere {
-        fn physical(&self) -> fn(usize) -> u64 {
-            |address| address as u64
-        }
-        fn tsc_khz(&self) -> u32 {
-            2_000_000
-        }
-        fn before_entry(&self, _: Option<u64>) -> bool {
-            false
-        }
-        fn interrupted(&self) -> &AtomicU32 {
-            &self.0
-        }
-    }
+    use crate::testing::{Nowhere, layout};
 
     #[test]
     fn the_tables_map_guest_ram() {
-        let (_, clock) = guest_time::manual::ManualTime::clock();
-        let (ram, cpu_model) = (GuestRam::for_test(0x10_0000), hypervisor::CpuModel::max());
-        let layout = PartitionLayout { ram, vcpus: 3, cpu_model, tsc_khz: 2_000_000, clock };
-        let share = GuestShare::new(&Nowhere(AtomicU32::new(0)), &layout, Format::Ept, false).unwrap();
+        let layout = layout(2_000_000);
+        let share = GuestShare::new(&Nowhere::default(), &layout, Format::Ept, false).unwrap();
         let base = layout.ram.host_base().addr() as u64;
         assert_eq!(share.tables.lookup(0x5123).map(|found| found.0), Some(base + 0x5123));
         assert_eq!(share.tables.lookup(0x10_0000), None);
         assert!(share.tsc.native && share.vcpus == 3);
         let other = PartitionLayout { tsc_khz: 1_000_000, ..layout };
-        let share = GuestShare::new(&Nowhere(AtomicU32::new(0)), &other, Format::Npt, false).unwrap();
+        let share = GuestShare::new(&Nowhere::default(), &other, Format::Npt, false).unwrap();
         assert!(!share.tsc.native, "another rate than the processor's");
     }
 }

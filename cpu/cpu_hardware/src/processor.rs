@@ -139,6 +139,9 @@ pub unsafe fn store_extended(area: &mut XsaveArea, all: u64) {
     }
 }
 
+/// DR7: breakpoints enabled.
+pub const DR7_ENABLED: u64 = 0xFF;
+
 /// DR0 to DR3, for a guest with breakpoints.
 ///
 /// # Safety

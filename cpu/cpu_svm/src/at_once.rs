@@ -6,6 +6,7 @@
 use crate::exit;
 use crate::vmcb::{Vmcb, control, save};
 use cpu_hardware::at_once::{Answers, XSAVE_LEAF, access_port};
+use cpu_hardware::processor::DR7_ENABLED;
 use cpu_hardware::{Exit, Port};
 use cpu_soft::SoftCore;
 use x86_defs::control::{CR0_PE, CR0_PG, CR4_LA57, CR4_OSXSAVE, EFER_LMA};
@@ -19,8 +20,7 @@ const LONG: u16 = 1 << 9;
 /// The bytes of CPUID.
 const CPUID: u64 = 0xA20F;
 const CPUID_BYTES: u64 = 2;
-/// DR7: breakpoints enabled.
-const DR7_ENABLED: u64 = 0xFF;
+
 /// Serves the exit that the VMCB tells, if it is one of these; otherwise nothing was done. `next_rip`: the processor
 /// tells where the next instruction is.
 pub fn serve(vmcb: &mut Vmcb, core: &mut SoftCore, answers: &mut Answers, next_rip: bool) -> Option<Exit> {

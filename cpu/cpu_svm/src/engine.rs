@@ -89,35 +89,11 @@ impl HardwarePartition for SvmPartition {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use core::sync::atomic::AtomicU32;
-    use hypervisor::GuestRam;
-
-    struct Nowhere(AtomicU32);
-
-    impl Ground for Nowhere {
-        fn physical(&self) -> fn(usize) -> u64 {
-            |address| address as u64
-        }
-        fn tsc_khz(&self) -> u32 {
-            2_000_000
-        }
-        fn before_entry(&self, _: Option<u64>) -> bool {
-            false
-        }
-        fn interrupted(&self) -> &AtomicU32 {
-            &self.0
-        }
-    }
+    use cpu_hardware::testing::{Nowhere, layout};
 
     fn engine() -> SvmEngine {
         let svm = Svm { asids: 3, next_rip: false, flush_by_asid: false, huge_pages: false, xcr0: 7 };
-        SvmEngine::new(svm, Arc::new(Nowhere(AtomicU32::new(0))))
-    }
-
-    fn layout(tsc_khz: u32) -> PartitionLayout {
-        let (_, clock) = guest_time::manual::ManualTime::clock();
-        let (ram, cpu_model) = (GuestRam::for_test(0x10_0000), hypervisor::CpuModel::max());
-        PartitionLayout { ram, vcpus: 3, cpu_model, tsc_khz, clock }
+        SvmEngine::new(svm, Arc::new(Nowhere::default()))
     }
 
     /// A partition on a processor of 2 GHz.

@@ -15,24 +15,18 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
 use cpu_hardware::at_once::Answers;
+use cpu_hardware::exit::LOOKED_AT;
 use cpu_hardware::extended::XsaveArea;
-use cpu_hardware::{Exit, Gate, Ground, processor};
+use cpu_hardware::processor::{self, DR7_ENABLED};
+use cpu_hardware::{Exit, Gate, Ground};
 use cpu_soft::SoftCore;
 use cpu_soft::hardware::{Hardware, Left, WANTED};
-use x86_defs::Exception;
 use x86_emulate::Core;
 
-/// DR7: breakpoints enabled.
-const DR7_ENABLED: u64 = 0xFF;
 /// PAUSEs in a row that are no exit, and the cycles between two that end a row (as KVM has them). Processors without
 /// the filter exit at each.
 const PAUSES: u16 = 3000;
 const PAUSE_GAP: u16 = 128;
-/// Exceptions that are looked at, because delivering them may raise them again without end (CVE-2015-5307,
-/// CVE-2015-8104): the exit gives the host its processor back. Machine checks are the machine's.
-const LOOKED_AT: u32 = 1 << Exception::Debug as u32
-    | 1 << Exception::AlignmentCheck as u32
-    | 1 << Exception::MachineCheck as u32;
 
 /// See the module's header.
 pub struct SvmVcpu {
@@ -122,6 +116,7 @@ impl SvmVcpu {
             // map the guest's RAM alone.
             let ran = unsafe { switch::enter(gpr, &mut self.vmcb, self.at, &gate) };
             if !ran {
+                self.keep_flush();
                 self.store(core);
                 return None;
             }
@@ -133,6 +128,11 @@ impl SvmVcpu {
                 }
             }
         }
+    }
+
+    /// The gate was shut: what VMRUN was to flush is flushed by the next one.
+    fn keep_flush(&mut self) {
+        self.flush |= self.vmcb.get(control::TLB_CONTROL) != 0;
     }
 
     fn count(&self, exit: &Exit) {
@@ -252,6 +252,17 @@ impl Drop for SvmVcpu {
 mod tests {
     use super::*;
     use crate::engine::tests::partition;
+
+    #[test]
+    fn a_flush_that_did_not_happen_is_not_forgotten() {
+        let mut vcpu = SvmVcpu::new(partition(1_000_000), 3);
+        for (wanted, carried) in [(control::FLUSH_ALL, true), (0, false)] {
+            vcpu.vmcb.set(control::TLB_CONTROL, wanted);
+            vcpu.flush = false;
+            vcpu.keep_flush();
+            assert_eq!(vcpu.flush, carried);
+        }
+    }
 
     #[test]
     fn the_control_area_keeps_the_guest_inside() {

@@ -98,41 +98,17 @@ impl HardwarePartition for VmxPartition {
 pub(crate) mod tests {
     use super::*;
     use crate::processor::tests::vmx;
-    use core::sync::atomic::AtomicU32;
-    use hypervisor::GuestRam;
-
-    struct Nowhere(AtomicU32);
-
-    impl Ground for Nowhere {
-        fn physical(&self) -> fn(usize) -> u64 {
-            |address| address as u64
-        }
-        fn tsc_khz(&self) -> u32 {
-            2_000_000
-        }
-        fn before_entry(&self, _: Option<u64>) -> bool {
-            false
-        }
-        fn interrupted(&self) -> &AtomicU32 {
-            &self.0
-        }
-    }
-
-    fn layout(tsc_khz: u32) -> PartitionLayout {
-        let (_, clock) = guest_time::manual::ManualTime::clock();
-        let (ram, cpu_model) = (GuestRam::for_test(0x10_0000), hypervisor::CpuModel::max());
-        PartitionLayout { ram, vcpus: 3, cpu_model, tsc_khz, clock }
-    }
+    use cpu_hardware::testing::{Nowhere, layout};
 
     /// A partition on a processor of 2 GHz.
     pub fn partition(tsc_khz: u32) -> Arc<PartitionShared> {
-        let engine = VmxEngine::new(vmx(), Arc::new(Nowhere(AtomicU32::new(0))));
+        let engine = VmxEngine::new(vmx(), Arc::new(Nowhere::default()));
         Arc::new(PartitionShared::new(engine.shared, &layout(tsc_khz)).unwrap())
     }
 
     #[test]
     fn a_partition_names_its_ram_in_ept() {
-        let engine = VmxEngine::new(vmx(), Arc::new(Nowhere(AtomicU32::new(0))));
+        let engine = VmxEngine::new(vmx(), Arc::new(Nowhere::default()));
         assert_eq!((engine.capabilities().name, engine.capabilities().max_vcpus), ("vmx", 4095));
         let vcpu = engine.partition(&layout(1_000_000)).unwrap().vcpu(0);
         assert!(vcpu.is_ok());

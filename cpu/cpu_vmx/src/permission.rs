@@ -80,6 +80,17 @@ mod tests {
     }
 
     #[test]
+    fn what_passes_is_loaded_and_stored() {
+        // Fields of the VMCS: bases of FS and GS, SYSENTER's three.
+        let fields = [msr::FS_BASE, msr::GS_BASE, msr::SYSENTER_CS, msr::SYSENTER_ESP, msr::SYSENTER_EIP];
+        let mut moved = [crate::vcpu::MSRS, fields].concat();
+        let mut passed = PASSED;
+        moved.sort_unstable();
+        passed.sort_unstable();
+        assert_eq!(moved, passed);
+    }
+
+    #[test]
     fn no_port_passes() {
         assert!(IoBitmaps::closed().0.iter().all(|byte| *byte == 0xFF));
     }

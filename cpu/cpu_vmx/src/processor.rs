@@ -26,15 +26,19 @@ const TRUE_CONTROLS: u64 = 1 << 55;
 /// FEATURE_CONTROL.
 const LOCK: u64 = 1 << 0;
 const VMXON_ALLOWED: u64 = 1 << 2;
-/// Of IA32_VMX_EPT_VPID_CAP: four levels, write-back tables, large pages, accessed and dirty bits, INVEPT of one context,
-/// INVVPID of one context.
+/// Of IA32_VMX_EPT_VPID_CAP: four levels, write-back tables, large pages, accessed and dirty bits, INVEPT and INVVPID: of one
+/// context, of all.
 const EPT_4_LEVELS: u64 = 1 << 6;
 const EPT_WRITE_BACK: u64 = 1 << 14;
 const EPT_2M: u64 = 1 << 16;
 const EPT_1G: u64 = 1 << 17;
 const EPT_ACCESSED_DIRTY: u64 = 1 << 21;
+const INVEPT: u64 = 1 << 20;
 const INVEPT_ONE: u64 = 1 << 25;
+const INVEPT_ALL: u64 = 1 << 26;
+const INVVPID: u64 = 1 << 32;
 const INVVPID_ONE: u64 = 1 << 41;
+const INVVPID_ALL: u64 = 1 << 42;
 
 /// Why guests cannot run here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,8 +120,13 @@ impl Vmx {
 
     /// From the capability registers.
     fn of(basic: u64, offered: &Offered, ept: u64, misc: u64, xcr0: u64) -> Result<Self, Unavailable> {
-        let needed = EPT_4_LEVELS | EPT_WRITE_BACK | EPT_2M;
-        let controls = Controls::of(offered).filter(|_| ept & needed == needed).ok_or(Unavailable::TooOld)?;
+        let needed = EPT_4_LEVELS | EPT_WRITE_BACK | EPT_2M | INVEPT;
+        let enough = ept & needed == needed && ept & (INVEPT_ONE | INVEPT_ALL) != 0;
+        let mut controls = Controls::of(offered).filter(|_| enough).ok_or(Unavailable::TooOld)?;
+        // Translations that cannot be flushed are not to be kept: without VPIDs every entry and exit flushes.
+        if ept & INVVPID == 0 || ept & (INVVPID_ONE | INVVPID_ALL) == 0 {
+            controls.secondary &= !secondary::VPID;
+        }
         Ok(Self {
             revision: basic as u32 & 0x7FFF_FFFF,
             controls,
@@ -234,6 +243,20 @@ pub(crate) mod tests {
             (2, 0, 0xFFFF_FFFF)
         );
         assert_eq!(Vmx::of(0x2B, &all(), 0x0F01_0633_4101, 0, 7), Err(Unavailable::TooOld));
+    }
+
+    #[test]
+    fn what_cannot_be_flushed_is_not_used() {
+        const BOCHS: u64 = 0x0F01_0633_4141;
+        let without = |bits: u64| Vmx::of(0x2B, &all(), BOCHS & !bits, 0, 7);
+        assert_eq!(without(INVEPT), Err(Unavailable::TooOld));
+        assert_eq!(without(INVEPT_ONE | INVEPT_ALL), Err(Unavailable::TooOld));
+        assert_eq!(without(INVEPT_ONE | INVVPID_ONE).unwrap().flush_one, (false, false));
+        for bits in [INVVPID, INVVPID_ONE | INVVPID_ALL] {
+            let vmx = without(bits).unwrap();
+            assert!(!vmx.controls.has_vpid() && vmx.huge_pages);
+        }
+        assert!(without(INVVPID_ONE).unwrap().controls.has_vpid());
     }
 
     /// A processor's registers, without "true" controls; `missing` is a bit of the secondary ones.

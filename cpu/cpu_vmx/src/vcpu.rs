@@ -13,24 +13,20 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
 use cpu_hardware::at_once::{Answers, XSAVE_LEAF, access_port};
+use cpu_hardware::exit::LOOKED_AT;
 use cpu_hardware::extended::XsaveArea;
-use cpu_hardware::{Exit, Gate, Ground, processor};
+use cpu_hardware::processor::{self, DR7_ENABLED};
+use cpu_hardware::{Exit, Gate, Ground};
 use cpu_soft::SoftCore;
 use cpu_soft::hardware::{Hardware, Left, WANTED};
 use x86_defs::control::{CR4_OSXSAVE, XCR0_AVX};
 use x86_defs::{Exception, flags, msr};
+use x86_emulate::Cpu;
 use x86_emulate::cpu::{Msrs, reg};
 
-/// DR7: breakpoints enabled.
-const DR7_ENABLED: u64 = 0xFF;
 /// PAUSEs in a row that are no exit, in ticks, and the ticks between two that end a row (as KVM has them).
 const PAUSE_WINDOW: u64 = 4096;
 const PAUSE_GAP: u64 = 128;
-/// Exceptions that are looked at, because delivering them may raise them again without end (CVE-2015-5307,
-/// CVE-2015-8104): the exit gives the host its processor back. Machine checks are the machine's.
-const LOOKED_AT: u64 = 1 << Exception::Debug as u64
-    | 1 << Exception::AlignmentCheck as u64
-    | 1 << Exception::MachineCheck as u64;
 /// Interruptibility: blocked for one instruction.
 const SHADOW: u64 = 3;
 
@@ -164,7 +160,7 @@ impl VmxVcpu {
                 return Some(Err(fields.get(told::INSTRUCTION_ERROR)));
             }
             if entered == Entered::KeptOut {
-                registers::store(fields, &mut core.cpu);
+                take_back(fields, &mut core.cpu);
                 return None;
             }
             let exit = exit::decode(fields);
@@ -176,8 +172,7 @@ impl VmxVcpu {
                     Some(_) => switch::take_nmi(),
                     None => {}
                 }
-                core.cpu.cr2 = switch::cr2();
-                registers::store(fields, &mut core.cpu);
+                take_back(fields, &mut core.cpu);
                 return Some(Ok(exit));
             }
         }
@@ -214,6 +209,12 @@ impl VmxVcpu {
             _ => Left::Interpret,
         }
     }
+}
+
+/// What the guest left, CR2 included: before an entry that was kept out it may have run.
+fn take_back(fields: &impl Fields, cpu: &mut Cpu) {
+    cpu.cr2 = switch::cr2();
+    registers::store(fields, cpu);
 }
 
 /// Port accesses and CPUID, without moving the guest's state; `false`: nothing was done.
@@ -263,7 +264,7 @@ fn flush(shared: &PartitionShared, vpid: u32) {
 }
 
 /// MSRs that guests reach without an exit and that are no fields.
-const MSRS: [u32; 5] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::SFMASK, msr::KERNEL_GS_BASE];
+pub(crate) const MSRS: [u32; 5] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::SFMASK, msr::KERNEL_GS_BASE];
 
 /// # Safety
 /// The host makes no system calls, and swaps no GS.
@@ -294,7 +295,7 @@ fn prepare(fields: &mut impl Fields, shared: &PartitionShared, vpid: u32) {
         (control::SECONDARY, u64::from(vmx.secondary(shared.guest.vcpus))),
         (control::EXIT, u64::from(controls.leave)),
         (control::ENTRY, u64::from(controls.enter)),
-        (control::EXCEPTIONS, LOOKED_AT),
+        (control::EXCEPTIONS, u64::from(LOOKED_AT)),
         (control::PAGE_FAULT_MASK, 0),
         (control::PAGE_FAULT_MATCH, 0),
         (control::CR3_TARGETS, 0),

@@ -17,6 +17,7 @@ pub mod screen;
 pub mod serial;
 
 use core::arch::asm;
+pub use cpu_hardware::processor::{read_msr, tsc, write_msr};
 
 /// IN of a byte.
 pub fn in8(port: u16) -> u8 {
@@ -50,28 +51,6 @@ pub fn out32(port: u16, value: u32) {
 pub fn out16(port: u16, value: u16) {
     // SAFETY: as above.
     unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
-}
-
-/// RDMSR.
-///
-/// # Safety
-/// The register exists: otherwise #GP is the end.
-pub unsafe fn read_msr(number: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller vouches for the register.
-    unsafe { asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nostack)) };
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// WRMSR.
-///
-/// # Safety
-/// The register exists, takes the value, and what it changes is meant.
-pub unsafe fn write_msr(number: u32, value: u64) {
-    // SAFETY: the caller vouches for register and value.
-    unsafe {
-        asm!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
-    };
 }
 
 /// Switches interrupts on.
@@ -108,12 +87,6 @@ pub fn frame_pointer() -> u64 {
     // SAFETY: only reads a register.
     unsafe { asm!("mov {}, rbp", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
-}
-
-/// The time-stamp counter.
-pub fn tsc() -> u64 {
-    // SAFETY: every x86-64 processor has it.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// Ends the machine that we run on if it is an emulator that listens; otherwise stops this processor for good. `good`:
