@@ -1,7 +1,5 @@
 //! `cargo xtask test`: all that must hold before a change is handed on, in under 25 minutes on two cores.
 
-use std::path::Path;
-
 use anyhow::Result;
 use clap::Args;
 use guest_trials::{Outcome, Tier, Vmm};
@@ -28,7 +26,9 @@ pub fn run(options: &TestOptions) -> Result<()> {
         summary.not_run("guest trials", "left out by --no-guests");
     } else {
         metal::test(&mut summary, None, false);
-        guests(&mut summary, Tier::Test, seed);
+        let names = INTERPRETED_ROWS.map(Some);
+        guests(&mut summary, "soft", &[None], (Tier::Test, seed));
+        guests(&mut summary, INTERPRETER, &names, (Tier::Test, seed));
     }
     summary.finish()
 }
@@ -60,12 +60,14 @@ pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
     });
 }
 
-/// Rows that the interpreter alone has to pass in every test; the campaign has it pass all.
+/// The engine that translates nothing.
+pub const INTERPRETER: &str = "soft,tier=interp";
+/// Rows that it has to pass in every test; the campaign has it pass all.
 const INTERPRETED_ROWS: [&str; 3] =
     ["boot/cloud/bzimage/2cpus", "ending/reboot-x5/2cpus", "state/save-restore-x3/2cpus"];
 
-/// The guest trials up to a tier, on Bedplate's software engine: as it comes, and interpreting everything.
-pub fn guests(summary: &mut Summary, tier: Tier, seed: u64) {
+/// The guest trials up to a tier on one engine: those whose names contain one of `names`; `None`: all.
+pub fn guests(summary: &mut Summary, engine: &str, names: &[Option<&str>], (tier, seed): (Tier, u64)) {
     let mut binary = None;
     summary.step("build bedplate", || {
         binary = Some(workspace::bedplate("release")?);
@@ -75,40 +77,13 @@ pub fn guests(summary: &mut Summary, tier: Tier, seed: u64) {
         summary.not_run("guest trials", "bedplate was not built");
         return;
     };
-    let interpreted: Vec<Option<&str>> = match tier {
-        Tier::Test => INTERPRETED_ROWS.into_iter().map(Some).collect(),
-        Tier::Campaign => vec![None],
-    };
-    rows(summary, "guest/", &binary, "soft", &[None], (tier, seed));
-    rows(summary, "guest/interpreted/", &binary, "soft,tier=interp", &interpreted, (tier, seed));
-}
-
-/// A whole boot on which the interpreter does all that is translated once more; a difference ends the VM.
-pub fn lockstep(summary: &mut Summary, seed: u64) {
-    match workspace::bedplate("release") {
-        Ok(binary) => {
-            let row = [Some("boot/cloud/bzimage/1cpu")];
-            rows(summary, "guest/lockstep/", &binary, "soft,lockstep", &row, (Tier::Campaign, seed));
-        }
-        Err(error) => summary.step("guest/lockstep", || Err(error)),
-    }
-}
-
-/// Rows on one engine: those whose names contain one of `names`; `None`: all.
-fn rows(
-    summary: &mut Summary,
-    prefix: &str,
-    binary: &Path,
-    engine: &str,
-    names: &[Option<&str>],
-    (tier, seed): (Tier, u64),
-) {
-    let vmm = Vmm::Bedplate { binary: binary.into(), more: trials::engine(engine) };
+    let vmm = Vmm::Bedplate { binary, more: trials::engine(engine) };
+    let prefix = format!("{engine}/");
     eprintln!("\n── guest trials, engine {engine}");
     for name in names {
         match trials::run_rows(&vmm, tier, name.map(str::to_string), seed) {
-            Ok(report) if name.is_some() => summary.add(prefix, &trials::only_run(&report)),
-            Ok(report) => summary.add(prefix, &report),
+            Ok(report) if name.is_some() => summary.add(&prefix, &trials::only_run(&report)),
+            Ok(report) => summary.add(&prefix, &report),
             Err(error) => summary.step("guest trials", || Err(error)),
         }
     }

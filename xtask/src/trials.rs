@@ -48,8 +48,12 @@ pub struct TrialOptions {
 pub fn run(options: &TrialOptions) -> Result<()> {
     if options.list {
         for row in guest_trials::rows::all() {
-            let tier = if row.tier == Tier::Test { "test    " } else { "campaign" };
-            println!("{tier}  {}", row.name);
+            let tier = match row.tier {
+                Tier::Test => "test",
+                Tier::Campaign => "campaign",
+                Tier::Endurance => "endurance",
+            };
+            println!("{tier:9}  {}", row.name);
         }
         return Ok(());
     }
@@ -66,7 +70,7 @@ pub fn run(options: &TrialOptions) -> Result<()> {
             Vmm::Bedplate { binary, more }
         }
     };
-    let tier = if options.all || options.row.is_some() { Tier::Campaign } else { Tier::Test };
+    let tier = if options.all || options.row.is_some() { Tier::Endurance } else { Tier::Test };
     let seed = options.seed.unwrap_or_else(seed_from_clock);
     let mut summary = Summary::new(format!("guest trials on {}, seed {seed}", vmm.name()));
     let report = run_rows(&vmm, tier, options.row.clone(), seed)?;

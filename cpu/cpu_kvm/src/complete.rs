@@ -9,7 +9,7 @@ use crate::msr::KeptMsrs;
 use crate::partition::Shared;
 use crate::state::Processor;
 use apic::DEFAULT_BASE;
-use cpu_soft::{Completed, Completer};
+use cpu_soft::Completer;
 use hypervisor::state::RunState;
 use hypervisor::{Gpa, VcpuIo, VcpuState};
 use std::sync::Arc;
@@ -61,7 +61,8 @@ impl Completion {
         let raised = before.exception.take_if(|event| event.exception == Exception::InvalidOpcode);
         self.guard.touched.store(false, Ordering::Relaxed);
         let io: Arc<dyn VcpuIo> = self.guard.clone();
-        let Completed { state: after, mnemonic } = self.completer.complete(&before, &io)?;
+        let done = self.completer.complete(&before, &io)?;
+        let (mnemonic, after) = (done.mnemonic(), done.state);
         if self.guard.touched.load(Ordering::Relaxed) {
             return Err(CompleteError::Apic(mnemonic));
         }

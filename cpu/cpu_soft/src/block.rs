@@ -231,7 +231,7 @@ fn lower_all(
 /// Flags that matter before `insn`, given those that matter after it. What may fault shows all of them to
 /// the guest's handler.
 fn flags_before(insn: &Instruction, live_after: u64) -> u64 {
-    use x86_decode::{OpKind, RflagsBits as B};
+    use x86_decode::{OpKind, flag_use};
     let pure = (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Memory)
         && insn.flow_control() == FlowControl::Next
         && !insn.is_privileged()
@@ -239,24 +239,7 @@ fn flags_before(insn: &Instruction, live_after: u64) -> u64 {
     if !pure || may_fault_or_keep_flags(insn) {
         return STATUS;
     }
-    let mut written = 0;
-    let mut read = 0;
-    for (bit, flag) in [
-        (B::CF, x86_defs::flags::CF),
-        (B::PF, x86_defs::flags::PF),
-        (B::AF, x86_defs::flags::AF),
-        (B::ZF, x86_defs::flags::ZF),
-        (B::SF, x86_defs::flags::SF),
-        (B::OF, x86_defs::flags::OF),
-    ] {
-        if insn.rflags_modified() & bit != 0 {
-            written |= flag;
-        }
-        if insn.rflags_read() & bit != 0 {
-            read |= flag;
-        }
-    }
-    (live_after & !written) | read
+    (live_after & !flag_use::modified(insn)) | flag_use::read(insn)
 }
 
 /// Only plain arithmetic and moves are looked at: division may fault, shifts by CL may change no flag.

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use apic::ApicState;
 use hypervisor::{PartitionLayout, VcpuIo, VcpuState};
 use saved_state::{RestoreError, to_blob};
-use x86_decode::{Decoded, decode};
+use x86_decode::{Decoded, Instruction, decode};
 use x86_defs::msr;
 use x86_emulate::ModeKey;
 
@@ -28,8 +28,16 @@ const KVMCLOCK: [u32; 2] = [msr::KVM_SYSTEM_TIME_NEW, msr::KVM_WALL_CLOCK_NEW];
 pub struct Completed {
     /// The state behind it.
     pub state: VcpuState,
+    /// The instruction, unless it cannot be fetched or is none.
+    pub instruction: Option<Instruction>,
+}
+
+impl Completed {
     /// Its mnemonic, for people.
-    pub mnemonic: String,
+    pub fn mnemonic(&self) -> String {
+        self.instruction
+            .map_or("undefined".into(), |insn| format!("{:?}", insn.mnemonic()).to_ascii_lowercase())
+    }
 }
 
 /// vCPU `id` of a partition of `layout` as after power-up, whatever engine runs it.
@@ -63,7 +71,7 @@ impl Completer {
         inside.msrs.retain(|(number, _)| !KVMCLOCK.contains(number));
         self.vcpu.set_state(&inside)?;
         self.vcpu.core.io = Some(io.clone());
-        let mnemonic = self.mnemonic();
+        let instruction = self.instruction();
         self.vcpu.run_one();
         self.vcpu.core.io = None;
         let mut after = self.vcpu.state();
@@ -71,10 +79,10 @@ impl Completer {
         after.msrs.extend(state.msrs.iter().filter(|(number, _)| KVMCLOCK.contains(number)));
         after.msrs.sort_unstable();
         (after.nmi_pending, after.interrupt) = (state.nmi_pending, state.interrupt);
-        Ok(Completed { state: after, mnemonic })
+        Ok(Completed { state: after, instruction })
     }
 
-    fn mnemonic(&mut self) -> String {
+    fn instruction(&mut self) -> Option<Instruction> {
         let linear = self.vcpu.linear_ip();
         let core = &mut *self.vcpu.core;
         let mut bytes = Vec::with_capacity(x86_decode::MAX_LENGTH);
@@ -88,8 +96,8 @@ impl Completer {
         let big = core.cpu.segment(x86_defs::SegmentIndex::Cs).attributes.big();
         let bits = if mode.has(ModeKey::LONG) { 64 } else { 16 << u32::from(big) };
         match decode(&bytes, bits, core.cpu.gpr[x86_emulate::cpu::RIP], core.shared.model.features) {
-            Decoded::Instruction(insn) => format!("{:?}", insn.mnemonic()).to_ascii_lowercase(),
-            _ => "undefined".into(),
+            Decoded::Instruction(insn) => Some(insn),
+            _ => None,
         }
     }
 }

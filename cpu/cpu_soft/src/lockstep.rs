@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use hashbrown::HashMap;
-use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, OpKind, RflagsBits, decode};
+use x86_decode::{Decoded, FlowControl, MAX_LENGTH, decode, flag_use};
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags::{self, STATUS};
 use x86_emulate::cpu::RIP;
@@ -380,8 +380,8 @@ impl SoftCore {
             let Some(page) = self.code_page(*linear) else { continue };
             let (at, features) = ((linear & 0xFFF) as usize, self.shared.model.features);
             if let Decoded::Instruction(insn) = decode(page.get(at..).unwrap_or_default(), 64, 0, features) {
-                undefined &= !status(insn.rflags_modified());
-                undefined |= status(insn.rflags_undefined());
+                undefined &= !flag_use::modified(&insn);
+                undefined |= flag_use::undefined(&insn);
             }
         }
         undefined
@@ -416,15 +416,11 @@ impl SoftCore {
             else {
                 break;
             };
-            let shows = insn.is_privileged()
-                || matches!(insn.mnemonic(), Mnemonic::Syscall | Mnemonic::Pushfq | Mnemonic::Lahf);
-            if shows {
+            if flag_use::shows_all(&insn) {
                 break;
             }
-            read |= status(insn.rflags_read()) & !written;
-            if !sometimes(&insn) {
-                written |= status(insn.rflags_modified());
-            }
+            read |= flag_use::read(&insn) & !written;
+            written |= flag_use::overwritten(&insn);
             if written == STATUS {
                 return read;
             }
@@ -467,31 +463,4 @@ impl SoftCore {
             at += insn.len();
         }
     }
-}
-
-/// iced's bits as RFLAGS has them.
-fn status(bits: u32) -> u64 {
-    [
-        (RflagsBits::CF, flags::CF),
-        (RflagsBits::PF, flags::PF),
-        (RflagsBits::AF, flags::AF),
-        (RflagsBits::ZF, flags::ZF),
-        (RflagsBits::SF, flags::SF),
-        (RflagsBits::OF, flags::OF),
-    ]
-    .into_iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .fold(0, |all, (_, flag)| all | flag)
-}
-
-/// Writes flags only if it shifts by something, or repeats.
-fn sometimes(insn: &Instruction) -> bool {
-    use Mnemonic as M;
-    let shifts = matches!(
-        insn.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    );
-    let by_something =
-        insn.op_kind(insn.op_count().max(1) - 1) == OpKind::Immediate8 && insn.immediate8() & 31 != 0;
-    insn.is_string_instruction() || shifts && !by_something
 }

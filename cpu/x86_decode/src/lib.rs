@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod features;
+pub mod flag_use;
 
 pub use features::allowed;
 pub use iced_x86::{

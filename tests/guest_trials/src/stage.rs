@@ -20,6 +20,8 @@ pub enum Tier {
     Test,
     /// In `cargo xtask campaign` only.
     Campaign,
+    /// There too, but it takes so long that one engine does it.
+    Endurance,
 }
 
 /// Why a row failed, in words for the summary.

@@ -29,7 +29,7 @@ pub(super) fn rows() -> Vec<Row> {
         }));
     }
     let name = format!("system/debian-reboot-x{REBOOTS}/2cpus");
-    rows.push(Row::new(name, Tier::Campaign, "debian-12", reboots));
+    rows.push(Row::new(name, Tier::Endurance, "debian-12", reboots));
     rows.push(Row::new("system/power-button", Tier::Campaign, "debian-12", power_button).bedplate_only());
     rows.push(Row::new("system/idle-uses-little", Tier::Campaign, "cloud", idle).bedplate_only());
     rows
