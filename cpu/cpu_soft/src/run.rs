@@ -293,12 +293,7 @@ impl SoftVcpu {
     /// Linear address of RIP.
     #[inline(always)]
     pub(crate) fn linear_ip(&self) -> u64 {
-        let cpu = &self.core.cpu;
-        if cpu.mode.has(ModeKey::LONG) {
-            cpu.gpr[RIP]
-        } else {
-            cpu.seg_base[SegmentIndex::Cs as usize].wrapping_add(cpu.gpr[RIP]) & 0xFFFF_FFFF
-        }
+        self.core.linear_ip()
     }
 
     /// Runs blocks until something else has to be looked at.

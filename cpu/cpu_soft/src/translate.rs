@@ -12,7 +12,8 @@ use alloc::boxed::Box;
 use core::sync::atomic::Ordering::Relaxed;
 use guest_memory::GuestRam;
 use x86_defs::cpuid::FeatureSet;
-use x86_defs::flags;
+use x86_defs::{SegmentIndex, flags};
+use x86_emulate::cpu::RIP;
 use x86_emulate::system::interrupts::Outcome;
 use x86_emulate::{ModeKey, Op};
 
@@ -127,6 +128,8 @@ pub mod layout {
     pub const CPL: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, cpl);
     /// `Cpu::mmu_index`.
     pub const MMU_INDEX: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, mmu_index);
+    /// `Cpu::open`.
+    pub const OPEN: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, open);
     /// `Cpu::x`.
     pub const EXTENDED: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, x);
     /// `Hot::raw_flags`.
@@ -167,6 +170,17 @@ impl SoftCore {
         let wanted = self.me.attention.load(Relaxed);
         let due = wanted & !attention::WINDOW != 0 || wanted != 0 && self.cpu.rflags & flags::IF != 0;
         !due && !self.cpu.interrupt_shadow && self.cpu.mode.0 & (ModeKey::TRAP | ModeKey::BREAKPOINTS) == 0
+    }
+
+    /// Linear address of RIP.
+    #[inline(always)]
+    pub fn linear_ip(&self) -> u64 {
+        let cpu = &self.cpu;
+        if cpu.mode.has(ModeKey::LONG) {
+            cpu.gpr[RIP]
+        } else {
+            cpu.seg_base[SegmentIndex::Cs as usize].wrapping_add(cpu.gpr[RIP]) & 0xFFFF_FFFF
+        }
     }
 
     /// The place of `linear` in the current mode, if the TLB knows it.

@@ -202,6 +202,23 @@ impl Asm {
         self.modrm(&[], true, false, &[0xC7], 0, to.into());
         self.imm32(imm as u32);
     }
+    /// Load of 8 bytes (`wide`) or of 4 with zeros above them.
+    pub fn load_word(&mut self, wide: bool, to: u8, from: Mem) {
+        self.modrm(&[], wide, false, &[0x8B], to, from.into());
+    }
+    /// Store of 8 bytes or 4.
+    pub fn store_word(&mut self, wide: bool, to: Mem, from: u8) {
+        self.modrm(&[], wide, false, &[0x89], from, to.into());
+    }
+    /// Store of an immediate, sign-extended to 8 bytes, or of 4 bytes.
+    pub fn store_word_imm(&mut self, wide: bool, to: Mem, imm: i32) {
+        self.modrm(&[], wide, false, &[0xC7], 0, to.into());
+        self.imm32(imm as u32);
+    }
+    /// `lea to, [from]` with an address of 64 bits, or of 32.
+    pub fn lea_word(&mut self, wide: bool, to: u8, from: Mem) {
+        self.modrm(&[], wide, false, &[0x8D], to, from.into());
+    }
     /// `lea to, [from]`.
     pub fn lea(&mut self, to: u8, from: Mem) {
         self.modrm(&[], true, false, &[0x8D], to, from.into());

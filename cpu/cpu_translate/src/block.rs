@@ -76,7 +76,7 @@ impl Item {
     pub fn goes_on(&self) -> bool {
         match self.plan {
             Plan::Barrier | Plan::Indirect(_) | Plan::Syscall | Plan::Sysret => false,
-            Plan::Jmp | Plan::Call64 | Plan::Ret(_) => self.follows.is_some(),
+            Plan::Jmp | Plan::CallDirect | Plan::Ret(_) => self.follows.is_some(),
             _ => true,
         }
     }
@@ -87,7 +87,7 @@ impl Item {
         match self.plan {
             Plan::Jcc(_) if self.follows == Some(target) => Some(next),
             Plan::Jcc(_) => Some(target),
-            Plan::Jmp | Plan::Call64 if self.follows.is_none() => Some(target),
+            Plan::Jmp | Plan::CallDirect if self.follows.is_none() => Some(target),
             _ => None,
         }
     }
@@ -131,13 +131,17 @@ pub fn translate(
 ) -> Option<Block> {
     let mut page = Box::new([0; PAGE]);
     core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
-    let behind = core.known_place((place.linear | (PAGE as u64 - 1)).wrapping_add(1)).map(|next| {
+    let wide = place.mode.is_long();
+    let next = (place.linear | (PAGE as u64 - 1)).wrapping_add(1);
+    // 32-bit code does not go on behind 4 GiB.
+    let inside = wide || next >> 32 == 0;
+    let behind = core.known_place(next).filter(|_| inside).map(|next| {
         let mut bytes = [0; MAX_LENGTH];
         core.ram().load_bytes(next.at, &mut bytes);
         bytes
     });
     let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), heat);
-    elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), key & CAREFUL != 0);
+    elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), wide, key & CAREFUL != 0);
     let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
     source.system_calls = SystemCalls { entry, smap };
     // Nothing would count down in such a block.
@@ -166,6 +170,7 @@ pub fn read(
     heat: &Heat<'_>,
 ) -> Source {
     let first = place.at as usize & (PAGE - 1);
+    let bits = place.mode.bitness();
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
     let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
     let heat = |offset: u64| heat(place.at & !(PAGE as u64 - 1) | offset);
@@ -175,13 +180,13 @@ pub fn read(
     while items.len() < path.limit {
         let mut both = [0; 2 * MAX_LENGTH];
         let mut bytes = &page[at..];
-        let mut decoded = decode(bytes, 64, at as u64, engine.features);
+        let mut decoded = decode(bytes, bits, at as u64, engine.features);
         if let (Decoded::NeedMore, Some(second), false) = (&decoded, behind, at == PAGE) {
             let first = bytes.len();
             both[..first].copy_from_slice(bytes);
             both[first..first + MAX_LENGTH].copy_from_slice(second);
             bytes = &both[..];
-            decoded = decode(bytes, 64, at as u64, engine.features);
+            decoded = decode(bytes, bits, at as u64, engine.features);
         }
         let insn = match decoded {
             Decoded::Instruction(insn) => insn,
@@ -210,7 +215,7 @@ pub fn read(
     }
     let (live_end, groups, system_calls) = (liveness::ALL, Vec::new(), SystemCalls::default());
     let mut source = Source { items, end: at as u16, live_end, closing, page, groups, system_calls };
-    find_live(&mut source, engine);
+    find_live(&mut source, bits, engine);
     source
 }
 
@@ -221,7 +226,7 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
             Plan::Call if insn.mnemonic() == Mnemonic::Fldcw => Plan::Barrier,
             plan => plan,
         },
-        false => plan::system(&insn, ctx.mode.cpl()).unwrap_or(Plan::Barrier),
+        false => plan::system(&insn, ctx.mode).unwrap_or(Plan::Barrier),
     };
     let mut raw = [0; 15];
     raw[..bytes.len()].copy_from_slice(bytes);
@@ -288,7 +293,7 @@ impl<'a> Path<'a> {
                 self.duplicates(before);
                 Some(target)
             }
-            Plan::Call64 => {
+            Plan::CallDirect => {
                 let target = inside(insn.near_branch_target()).filter(|_| self.returns.len() < MAX_CALLS)?;
                 self.duplicates(before);
                 self.returns.push(insn.next_ip());
@@ -378,9 +383,9 @@ fn loads_masks(insn: &Instruction) -> bool {
 }
 
 /// Fills in which flags matter behind each instruction.
-fn find_live(source: &mut Source, engine: &Engine) {
+fn find_live(source: &mut Source, bits: u32, engine: &Engine) {
     let ahead = |page: &[u8], at: u64| {
-        if at < PAGE as u64 { liveness::at(page, at, engine.features) } else { liveness::ALL }
+        if at < PAGE as u64 { liveness::at(page, bits, at, engine.features) } else { liveness::ALL }
     };
     if source.closing.is_none() && source.items.last().is_some_and(Item::goes_on) {
         source.live_end = ahead(&source.page[..], u64::from(source.end));
@@ -394,8 +399,8 @@ fn find_live(source: &mut Source, engine: &Engine) {
         }
         live = match item.plan {
             Plan::Jcc(_) => item.live_target | live | liveness::effect(&item.insn).0,
-            Plan::Jmp | Plan::Call64 if item.follows.is_some() => live,
-            Plan::Jmp | Plan::Call64 => item.live_target,
+            Plan::Jmp | Plan::CallDirect if item.follows.is_some() => live,
+            Plan::Jmp | Plan::CallDirect => item.live_target,
             Plan::Call | Plan::Barrier | Plan::Ret(_) | Plan::Indirect(_) => liveness::ALL,
             Plan::PushFlags | Plan::Syscall | Plan::Sysret => liveness::ALL,
             _ => liveness::before(&item.insn, live),

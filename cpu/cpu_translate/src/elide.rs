@@ -65,13 +65,20 @@ struct Tracker {
     next: u32,
     /// Times that GS changed.
     gs: u32,
+    /// 64-bit code; else everything is modulo 4 GiB.
+    wide: bool,
     factory: InstructionInfoFactory,
 }
 
 impl Tracker {
-    fn new() -> Self {
+    fn new(wide: bool) -> Self {
         let values = std::array::from_fn(|n| Value { root: n as u32, offset: 0 });
-        Self { values, next: 16, gs: 0, factory: InstructionInfoFactory::new() }
+        Self { values, next: 16, gs: 0, wide, factory: InstructionInfoFactory::new() }
+    }
+
+    /// Bytes that PUSH takes.
+    fn word(&self) -> i64 {
+        if self.wide { 8 } else { 4 }
     }
 
     fn forget(&mut self, register: usize) {
@@ -87,17 +94,17 @@ impl Tracker {
     /// Goes on behind `item`.
     fn advance(&mut self, item: &Item) {
         match item.plan {
-            Plan::Push(_) | Plan::PushImm(_) | Plan::PushMemory | Plan::PushFlags | Plan::Call64 => {
-                self.values[RSP] = self.plus(RSP, -8);
+            Plan::Push(_) | Plan::PushImm(_) | Plan::PushMemory | Plan::PushFlags | Plan::CallDirect => {
+                self.values[RSP] = self.plus(RSP, -self.word());
             }
             Plan::SwapGs => self.gs += 1,
-            Plan::Ret(more) => self.values[RSP] = self.plus(RSP, 8 + i64::from(more)),
+            Plan::Ret(more) => self.values[RSP] = self.plus(RSP, self.word() + i64::from(more)),
             Plan::Pop(to) => {
-                self.values[RSP] = self.plus(RSP, 8); // POP RSP forgets it again
+                self.values[RSP] = self.plus(RSP, self.word()); // POP RSP forgets it again
                 self.forget(to.into());
             }
             Plan::Leave => {
-                self.values[RSP] = self.plus(RBP, 8);
+                self.values[RSP] = self.plus(RBP, self.word());
                 self.forget(RBP);
             }
             _ => match self.derived(&item.insn) {
@@ -122,10 +129,10 @@ impl Tracker {
     /// The register that `insn` writes, and its value, if that is another's plus a number.
     fn derived(&self, insn: &Instruction) -> Option<(usize, Value)> {
         let to = number(insn.op0_register()).map(usize::from)?;
-        let more = || match insn.op1_kind() {
-            OpKind::Immediate8to64 => insn.immediate8to64(),
-            _ => insn.immediate32to64(),
-        };
+        let more = || plan::signed_immediate(insn);
+        if !self.wide {
+            return Some((to, self.derived_32(insn, to)?));
+        }
         let value = match insn.code() {
             Code::Mov_r64_rm64 | Code::Mov_rm64_r64 if insn.op1_kind() == OpKind::Register => {
                 self.plus(number(insn.op1_register())?.into(), 0)
@@ -144,9 +151,31 @@ impl Tracker {
         Some((to, value))
     }
 
+    /// As `derived`, of 32-bit code.
+    fn derived_32(&self, insn: &Instruction, to: usize) -> Option<Value> {
+        let more = || plan::signed_immediate(insn);
+        Some(match insn.code() {
+            Code::Mov_r32_rm32 | Code::Mov_rm32_r32
+                if insn.op1_kind() == OpKind::Register && insn.op0_kind() == OpKind::Register =>
+            {
+                self.plus(number(insn.op1_register())?.into(), 0)
+            }
+            Code::Lea_r32_m if insn.memory_index() == Register::None && insn.memory_base().is_gpr32() => {
+                self.plus(number(insn.memory_base())?.into(), displacement(insn))
+            }
+            Code::Add_rm32_imm8 | Code::Add_rm32_imm32 | Code::Add_EAX_imm32 => self.plus(to, more()),
+            Code::Sub_rm32_imm8 | Code::Sub_rm32_imm32 | Code::Sub_EAX_imm32 => {
+                self.plus(to, more().wrapping_neg())
+            }
+            Code::Inc_rm32 | Code::Inc_r32 => self.plus(to, 1),
+            Code::Dec_rm32 | Code::Dec_r32 => self.plus(to, -1),
+            _ => return None,
+        })
+    }
+
     /// Root and offset of `insn`'s memory operand, in the page at `linear`.
     fn address(&self, insn: &Instruction, linear: u64) -> Option<(Root, i64)> {
-        let mut offset = insn.memory_displacement64() as i64;
+        let mut offset = if self.wide { insn.memory_displacement64() as i64 } else { displacement(insn) };
         let base = match insn.memory_base() {
             Register::None => None,
             Register::RIP => {
@@ -174,6 +203,11 @@ impl Tracker {
         };
         Some((Root { base, index, segment }, offset))
     }
+}
+
+/// The displacement of an address of 32 bits.
+fn displacement(insn: &Instruction) -> i64 {
+    i64::from(insn.memory_displacement64() as i32)
 }
 
 /// A group on its way.
@@ -218,19 +252,19 @@ impl Open {
 }
 
 /// The implied access of `plan` to the stack: bytes from RSP.
-fn stack_access(plan: Plan) -> Option<(i64, Access)> {
-    let access = |write| Access { size: 8, write, align: 1 };
+fn stack_access(plan: Plan, word: i64) -> Option<(i64, Access)> {
+    let access = |write| Access { size: word as u32, write, align: 1 };
     match plan {
-        Plan::Push(_) | Plan::PushImm(_) | Plan::PushMemory | Plan::PushFlags => Some((-8, access(true))),
-        Plan::Call64 | Plan::Indirect(true) => Some((-8, access(true))),
+        Plan::Push(_) | Plan::PushImm(_) | Plan::PushMemory | Plan::PushFlags => Some((-word, access(true))),
+        Plan::CallDirect | Plan::Indirect(true) => Some((-word, access(true))),
         Plan::Pop(_) | Plan::Ret(_) => Some((0, access(false))),
         _ => None,
     }
 }
 
-/// Finds the groups of `source`, which is of the page at `linear`.
-pub fn find_groups(source: &mut Source, linear: u64, careful: bool) {
-    let mut tracker = Tracker::new();
+/// Finds the groups of `source`, which is of the page at `linear`, 64-bit code (`wide`) or 32-bit code.
+pub fn find_groups(source: &mut Source, linear: u64, wide: bool, careful: bool) {
+    let mut tracker = Tracker::new(wide);
     let mut open: Vec<Open> = Vec::new();
     let span = if careful { CAREFUL_SPAN } else { MAX_SPAN };
     let mut add = |root, offset, access, item, stack| {
@@ -248,9 +282,9 @@ pub fn find_groups(source: &mut Source, linear: u64, careful: bool) {
             add(root, offset, access, n, false);
         }
         let stack = if matches!(item.plan, Plan::Leave) {
-            Some((tracker.values[RBP], 0, Access { size: 8, write: false, align: 1 }))
+            Some((tracker.values[RBP], 0, Access { size: tracker.word() as u32, write: false, align: 1 }))
         } else {
-            stack_access(item.plan).map(|(at, access)| (tracker.values[RSP], at, access))
+            stack_access(item.plan, tracker.word()).map(|(at, access)| (tracker.values[RSP], at, access))
         };
         if let Some((v, at, access)) = stack {
             let root = Root { base: Some(v.root), index: None, segment: None };

@@ -37,9 +37,9 @@ pub struct Encoding {
 }
 
 impl Encoding {
-    /// Takes `bytes` apart: exactly one valid instruction of 64-bit mode. `None`: it has no ModRM, or
-    /// something that is not worth an effort.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    /// Takes `bytes` apart: exactly one valid instruction of 64-bit code (`long`) or 32-bit code. `None`: it has no ModRM,
+    /// or something that is not worth an effort. What 32-bit code writes otherwise comes out as 64-bit code does.
+    pub fn parse(bytes: &[u8], long: bool) -> Option<Self> {
         let mut e = Self {
             roles: Roles { reg: true, rm: true, v: true },
             lock: false,
@@ -54,7 +54,10 @@ impl Encoding {
             imm: [0; 8],
             imm_len: 0,
         };
-        let mut at = e.prefixes(bytes)?;
+        let mut at = e.prefixes(bytes, long)?;
+        if !long && e.short(bytes.get(at..)?) {
+            return Some(e);
+        }
         at = e.opcode(bytes, at)?;
         let modrm = *bytes.get(at)?;
         at += 1;
@@ -80,10 +83,13 @@ impl Encoding {
         e.imm[..imm.len()].copy_from_slice(imm);
         e.imm_len = imm.len() as u8;
         e.roles.reg = !e.reg_is_opcode();
+        if !long {
+            e.drop_ignored();
+        }
         Some(e)
     }
 
-    fn prefixes(&mut self, bytes: &[u8]) -> Option<usize> {
+    fn prefixes(&mut self, bytes: &[u8], long: bool) -> Option<usize> {
         let mut at = 0;
         loop {
             match *bytes.get(at)? {
@@ -93,13 +99,52 @@ impl Encoding {
                 0x26 | 0x2E | 0x36 | 0x3E | 0x64 | 0x65 => {}
                 // Two of one kind, or another address size.
                 0xF2 | 0xF3 | 0x67 => return None,
-                rex @ 0x40..=0x4F => {
+                rex @ 0x40..=0x4F if long => {
                     self.rex = Some(rex);
                     return Some(at + 1);
                 }
                 _ => return Some(at),
             }
             at += 1;
+        }
+    }
+
+    /// Instructions of 32-bit code without ModRM that become others with one: INC and DEC of a register, MOV between the
+    /// accumulator and an address.
+    fn short(&mut self, bytes: &[u8]) -> bool {
+        let Some(&first) = bytes.first() else { return false };
+        match first {
+            0x40..=0x4F => {
+                (self.opcode[0], self.reg, self.rm) = (0xFF, first >> 3 & 1, Some(first & 7));
+                self.roles.reg = false;
+            }
+            0xA0 | 0xA1 => self.opcode[0] = first - 0xA0 + 0x8A,
+            0xA2 | 0xA3 => self.opcode[0] = first - 0xA2 + 0x88,
+            _ => return false,
+        }
+        self.opcode_len = 1;
+        true
+    }
+
+    /// What 32-bit code has that processors ignore there (SDM vol. 2A, 2.3.5): extensions of registers in VEX.
+    fn drop_ignored(&mut self) {
+        self.rex = None;
+        self.rm = self.rm.map(|r| r & 7);
+        if self.opcode_len == 1 && self.vex.is_none() && self.opcode[0] == 0x82 {
+            self.opcode[0] = 0x80;
+        }
+        if let Some(vex) = &mut self.vex {
+            vex.v &= 7;
+            if vex.map == 3 && matches!(self.opcode[0], 0x4A..=0x4C) {
+                self.imm[0] &= 0x7F; // a register's number
+            }
+        }
+    }
+
+    /// VEX.W as 32-bit code has it in instructions on general registers.
+    pub fn clear_w(&mut self) {
+        if let Some(vex) = &mut self.vex {
+            vex.w = false;
         }
     }
 

@@ -13,7 +13,6 @@ use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use x86_defs::cpuid::FeatureSet;
-use x86_emulate::cpu::RIP;
 use x86_emulate::{ModeKey, Op};
 
 /// Code of one vCPU.
@@ -33,6 +32,14 @@ const MXCSR_MASKS: u32 = 0x1F80;
 /// In the key of a translation beside the number of its context: one that goes on where the range of a group of memory
 /// accesses cannot be had as a whole (`elide.rs`).
 pub const CAREFUL: u8 = 0x80;
+/// 32-bit protected mode with flat segments: what 32-bit code is translated for.
+pub const FLAT_32: u32 = ModeKey::PROTECTED
+    | ModeKey::BIG_CODE
+    | ModeKey::BIG_STACK
+    | ModeKey::FLAT_CS
+    | ModeKey::FLAT_SS
+    | ModeKey::FLAT_DS
+    | ModeKey::FLAT_ES;
 /// For a count: of no place.
 const NOBODY: u64 = 1 << 63;
 
@@ -196,7 +203,7 @@ impl Engine {
         }
         let (mode, mmu_index) = (core.cpu.mode, core.cpu.mmu_index);
         let refused = ModeKey::TRAP | ModeKey::BREAKPOINTS | ModeKey::ALIGN;
-        if !mode.is_long() || mode.0 & refused != 0 {
+        if !(mode.is_long() || mode.has(FLAT_32)) || mode.0 & refused != 0 {
             return None;
         }
         if self.contexts.len() == MAX_CONTEXTS {
@@ -289,7 +296,7 @@ impl Engine {
             return self.thunks.leave;
         }
         let Some(context) = self.context(core) else { return self.thunks.leave };
-        let linear = core.cpu.gpr[RIP];
+        let linear = core.linear_ip();
         let e = self.contexts[usize::from(context)].table[linear as usize & (TABLE_ENTRIES - 1)];
         if e[0] == linear { e[1] } else { self.known(core, context) }
     }
@@ -313,7 +320,7 @@ impl Engine {
         if !runtime::may_go_on(core) {
             return self.thunks.leave;
         }
-        let linear = core.cpu.gpr[RIP];
+        let linear = core.linear_ip();
         let place = core.known_place(linear).filter(|p| page.is_some_and(|page| page.get() == p.at >> 12));
         if let (Some(context), Some(place)) = (self.context(core), place) {
             let key = context | CAREFUL;
@@ -331,10 +338,11 @@ impl Engine {
     }
 
     fn known(&mut self, core: &mut SoftCore, context: u8) -> u64 {
-        let place = core.refilled_place(core.cpu.gpr[RIP]);
+        let linear = core.linear_ip();
+        let place = core.refilled_place(linear);
         let id = place.and_then(|p| self.by_place.get(&(p.linear, p.at, context)).copied());
         match id {
-            Some(id) => self.admit(id, core.claim_exec_id(core.cpu.gpr[RIP])),
+            Some(id) => self.admit(id, core.claim_exec_id(linear)),
             None => self.thunks.leave,
         }
     }

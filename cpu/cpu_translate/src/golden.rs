@@ -4,7 +4,7 @@
 use crate::block::{self, Source};
 use crate::elide;
 use crate::emit::Emitter;
-use crate::engine::Engine;
+use crate::engine::{Engine, FLAT_32};
 use cpu_soft::translate::{Heat, Place};
 use guest_memory::GuestRam;
 use iced_x86::code_asm::*;
@@ -15,6 +15,7 @@ use x86_emulate::ModeKey;
 
 /// Snippets lie here in their page, at CPL 0.
 const AT: u64 = 0x40_0100;
+const LONG: u32 = ModeKey::LONG | ModeKey::LMA;
 /// In another page.
 const AWAY: u64 = AT + 0x1000;
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/snippets.txt");
@@ -129,6 +130,55 @@ const SNIPPETS: &[Snippet] = &[
 /// As `SNIPPETS`, at CPL 3.
 const OF_THE_USER: &[Snippet] = &[("a system call", |a| a.syscall())];
 
+/// As `SNIPPETS`, of 32-bit code.
+const OF_32_BITS: &[Snippet] = &[
+    ("32-bit code: registers and memory", |a| {
+        a.mov(eax, dword_ptr(ebp - 8))?;
+        a.add(eax, dword_ptr(ebp - 4))?;
+        a.lea(ecx, ptr(eax + edx * 4 + 8))?;
+        a.mov(dword_ptr(AT + 0x800), eax)?;
+        a.inc(ecx)?;
+        a.mov(edx, dword_ptr(esi + ecx * 4))?;
+        a.movzx(eax, ah)?;
+        a.jmp(AWAY)
+    }),
+    ("32-bit code: FS and GS", |a| {
+        a.mov(eax, dword_ptr(0x14).gs())?;
+        a.inc(dword_ptr(ecx + 8).fs())?;
+        a.mov(eax, dword_ptr(edi).cs())?;
+        a.jmp(AWAY)
+    }),
+    ("32-bit code: a loop", |a| {
+        a.add(eax, dword_ptr(edi))?;
+        a.add(edi, 4)?;
+        a.dec(ecx)?;
+        a.jne(AT)?;
+        a.jmp(AWAY)
+    }),
+    ("32-bit code: a function", |a| {
+        a.push(ebp)?;
+        a.mov(ebp, esp)?;
+        a.push(ebx)?;
+        a.push(dword_ptr(ebp + 8))?;
+        a.push(1)?;
+        a.call(AT + 0x200)?;
+        Ok(())
+    }),
+    ("32-bit code: its end", |a| {
+        a.add(esp, 8)?;
+        a.pop(ebx)?;
+        a.leave()?;
+        a.ret_1(4)
+    }),
+    ("32-bit code: the system's part", |a| {
+        a.pushfd()?;
+        a.cli()?;
+        a.push(ds)?;
+        a.call(dword_ptr(eax * 4 + 0x1000))?;
+        Ok(())
+    }),
+];
+
 /// A branch over what never ran.
 fn mostly_taken() -> String {
     let mut a = CodeAssembler::new(64).unwrap();
@@ -140,23 +190,21 @@ fn mostly_taken() -> String {
     a.inc(rax).unwrap();
     a.jmp(AWAY).unwrap();
     let code = a.assemble(AT).unwrap();
-    describe("a branch that is mostly taken", &code, 0, &|at| if at == AT & 0xFFF { 16 } else { 0 })
+    describe("a branch that is mostly taken", &code, LONG, &|at| if at == AT & 0xFFF { 16 } else { 0 })
 }
 
 /// What was emitted, in numbers.
-fn describe(name: &str, code: &[u8], cpl: u32, heat: &Heat<'_>) -> String {
+fn describe(name: &str, code: &[u8], mode: u32, heat: &Heat<'_>) -> String {
     let ram = GuestRam::for_test(1 << 20);
     let features = FeatureSet::of(Feature::ALL);
     let mut engine = Engine::for_golden(&ram, features);
     let mut page = Box::new([0xF4; 4096]);
     let offset = AT as usize & 0xFFF;
     page[offset..offset + code.len()].copy_from_slice(code);
-    let mode = ModeKey(
-        ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX | cpl << 3,
-    );
+    let mode = ModeKey(mode | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
     let place = Place { linear: AT, at: offset as u64, mode };
     let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat);
-    elide::find_groups(&mut source, AT & !0xFFF, false);
+    elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), false);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
     emitter.block(&source);
@@ -187,12 +235,13 @@ fn instructions(code: &[u8]) -> usize {
 
 #[test]
 fn emitted_code_is_as_written_down() {
-    let both = SNIPPETS.iter().map(|s| (s, 0)).chain(OF_THE_USER.iter().map(|s| (s, 3)));
-    let text: String = both
-        .map(|((name, snippet), cpl)| {
-            let mut a = CodeAssembler::new(64).unwrap();
+    let all = SNIPPETS.iter().map(|s| (s, LONG)).chain(OF_THE_USER.iter().map(|s| (s, LONG | 3 << 3)));
+    let text: String = all
+        .chain(OF_32_BITS.iter().map(|s| (s, FLAT_32)))
+        .map(|((name, snippet), mode)| {
+            let mut a = CodeAssembler::new(ModeKey(mode).bitness()).unwrap();
             snippet(&mut a).unwrap();
-            describe(name, &a.assemble(AT).unwrap(), cpl, &|_| 0)
+            describe(name, &a.assemble(AT).unwrap(), mode, &|_| 0)
         })
         .chain([mostly_taken()])
         .collect();

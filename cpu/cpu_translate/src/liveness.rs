@@ -26,13 +26,13 @@ pub fn before(insn: &Instruction, after: Flags) -> Flags {
     (after & !written) | read
 }
 
-/// Flags that code at `offset` of `page` may read. All of them where that is not known.
-pub fn at(page: &[u8], offset: u64, features: FeatureSet) -> Flags {
+/// Flags that code of `bits` at `offset` of `page` may read. All of them where that is not known.
+pub fn at(page: &[u8], bits: u32, offset: u64, features: FeatureSet) -> Flags {
     let (mut read, mut written) = (0, 0);
     let mut at = offset;
     for _ in 0..AHEAD {
         let Some(bytes) = page.get(at as usize..) else { break };
-        let Decoded::Instruction(insn) = decode(bytes, 64, at, features) else { break };
+        let Decoded::Instruction(insn) = decode(bytes, bits, at, features) else { break };
         if flag_use::shows_all(&insn) {
             break;
         }

@@ -6,6 +6,7 @@ use crate::liveness;
 use crate::x87;
 use x86_decode::{ConditionCode, FlowControl, Instruction, Mnemonic as M, OpKind, Register, allowed};
 use x86_defs::cpuid::FeatureSet;
+use x86_emulate::ModeKey;
 use x86_emulate::lower::LowerContext;
 use x86_emulate::vector::gate;
 
@@ -39,17 +40,17 @@ pub enum Plan {
         /// 8 bytes.
         wide: bool,
     },
-    /// PUSH of a register, 8 bytes.
+    /// PUSH of a register, a word: 8 bytes in 64-bit code, 4 in 32-bit code.
     Push(u8),
-    /// PUSH of an immediate, 8 bytes.
+    /// PUSH of an immediate, a word.
     PushImm(i32),
-    /// POP to a register, 8 bytes.
+    /// POP to a register, a word.
     Pop(u8),
     /// LEAVE.
     Leave,
-    /// PUSH of 8 bytes in memory.
+    /// PUSH of a word in memory.
     PushMemory,
-    /// PUSHFQ.
+    /// PUSHFQ, PUSHFD.
     PushFlags,
     /// CLI at CPL 0.
     Cli,
@@ -70,7 +71,7 @@ pub enum Plan {
     /// Direct jump.
     Jmp,
     /// Direct call.
-    Call64,
+    CallDirect,
     /// Return, with this many bytes freed besides.
     Ret(u16),
     /// Indirect jump (`false`) or call through a register or memory.
@@ -127,7 +128,7 @@ pub struct Host {
 }
 
 fn vector(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: FeatureSet) -> Option<Plan> {
-    if !addressable(insn) {
+    if !addressable(insn, ctx.mode.is_long()) {
         return None;
     }
     if matches!(insn.mnemonic(), M::Vzeroupper | M::Vzeroall) {
@@ -139,29 +140,34 @@ fn vector(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: FeatureSet
 
 /// The plan for `insn`, whose bytes are `bytes`.
 pub fn plan(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -> Plan {
-    branch(insn)
-        .or_else(|| stack(insn))
-        .or_else(|| simple(insn))
-        .or_else(|| bit_string(insn, bytes))
-        .or_else(|| arithmetic(insn, bytes, host.general))
+    let long = ctx.mode.is_long();
+    branch(insn, long)
+        .or_else(|| stack(insn, long))
+        .or_else(|| simple(insn, long))
+        .or_else(|| bit_string(insn, bytes, long))
+        .or_else(|| arithmetic(insn, bytes, host.general, long))
         .or_else(|| unit(insn, bytes, ctx, host))
         .or_else(|| vector(insn, bytes, ctx, host.vector?))
         .unwrap_or(Plan::Call)
 }
 
 /// The plan for an instruction of the system's, after which code runs as before; `None` for others.
-pub fn system(insn: &Instruction, cpl: u8) -> Option<Plan> {
+pub fn system(insn: &Instruction, mode: ModeKey) -> Option<Plan> {
     use x86_decode::Code as K;
+    let cpl = mode.cpl();
     Some(match insn.code() {
         K::Lfence | K::Mfence | K::Sfence => Plan::Copy,
-        K::Pushfq => Plan::PushFlags,
+        K::Pushfq | K::Pushfd => Plan::PushFlags,
         K::Cli if cpl == 0 => Plan::Cli,
         K::Sti if cpl == 0 => Plan::Sti,
         K::Swapgs if cpl == 0 => Plan::SwapGs,
         K::Cld => Plan::Cld,
-        K::Syscall if cpl == 3 => Plan::Syscall,
+        K::Syscall if cpl == 3 && mode.is_long() => Plan::Syscall,
         K::Sysretq if cpl == 0 => Plan::Sysret,
-        K::Mov_r64_cr | K::Mov_rm16_Sreg | K::Mov_r32m16_Sreg | K::Mov_r64m16_Sreg => Plan::Call,
+        K::Pushd_CS | K::Pushd_SS | K::Pushd_DS | K::Pushd_ES | K::Pushd_FS | K::Pushd_GS => Plan::Call,
+        K::Mov_r64_cr | K::Mov_r32_cr | K::Mov_rm16_Sreg | K::Mov_r32m16_Sreg | K::Mov_r64m16_Sreg => {
+            Plan::Call
+        }
         K::Rdtsc | K::Rdtscp | K::Rdpmc | K::Rdpid_r64 | K::Cpuid | K::Xgetbv | K::Rdmsr => Plan::Call,
         _ if is_prefetch(insn) => Plan::Nop,
         _ if matches!(insn.mnemonic(), M::Rdrand | M::Rdseed | M::Rdfsbase | M::Rdgsbase) => Plan::Call,
@@ -170,54 +176,52 @@ pub fn system(insn: &Instruction, cpl: u8) -> Option<Plan> {
 }
 
 fn unit(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -> Option<Plan> {
-    if !host.x87 || gate::x87_exception(ctx).is_some() || !addressable(insn) {
+    if !host.x87 || gate::x87_exception(ctx).is_some() || !addressable(insn, ctx.mode.is_long()) {
         return None;
     }
-    x87::plan(insn, bytes).map(|(kind, encoding)| Plan::X87(kind, encoding))
+    x87::plan(insn, bytes, ctx.mode.is_long()).map(|(kind, encoding)| Plan::X87(kind, encoding))
 }
 
-fn branch(insn: &Instruction) -> Option<Plan> {
+fn branch(insn: &Instruction, long: bool) -> Option<Plan> {
     use x86_decode::Code as K;
     if insn.flow_control() == FlowControl::Next {
         return None;
     }
     Some(match insn.code() {
-        K::Jmp_rel8_64 | K::Jmp_rel32_64 => Plan::Jmp,
-        K::Call_rel32_64 => Plan::Call64,
-        K::Retnq => Plan::Ret(0),
-        K::Retnq_imm16 => Plan::Ret(insn.immediate16()),
-        K::Jmp_rm64 if addressable(insn) => Plan::Indirect(false),
-        K::Call_rm64 if addressable(insn) => Plan::Indirect(true),
-        _ if insn.is_jcc_short_or_near() && insn.op0_kind() == OpKind::NearBranch64 => {
+        K::Jmp_rel8_64 | K::Jmp_rel32_64 | K::Jmp_rel8_32 | K::Jmp_rel32_32 => Plan::Jmp,
+        K::Call_rel32_64 | K::Call_rel32_32 => Plan::CallDirect,
+        K::Retnq | K::Retnd => Plan::Ret(0),
+        K::Retnq_imm16 | K::Retnd_imm16 => Plan::Ret(insn.immediate16()),
+        K::Jmp_rm64 | K::Jmp_rm32 if addressable(insn, long) => Plan::Indirect(false),
+        K::Call_rm64 | K::Call_rm32 if addressable(insn, long) => Plan::Indirect(true),
+        _ if insn.is_jcc_short_or_near() && insn.op0_kind() != OpKind::NearBranch16 => {
             Plan::Jcc(liveness::condition(insn))
         }
         _ => Plan::Barrier,
     })
 }
 
-fn stack(insn: &Instruction) -> Option<Plan> {
+fn stack(insn: &Instruction, long: bool) -> Option<Plan> {
     use x86_decode::Code as K;
     Some(match insn.code() {
-        K::Push_r64 => Plan::Push(number(insn.op0_register())?),
-        K::Pushq_imm32 | K::Pushq_imm8 => {
-            let imm = match insn.op0_kind() {
-                OpKind::Immediate8to64 => insn.immediate8to64(),
-                _ => insn.immediate32to64(),
-            };
-            Plan::PushImm(imm as i32)
+        K::Push_r64 | K::Push_r32 => Plan::Push(number(insn.op0_register())?),
+        K::Pushq_imm32 | K::Pushq_imm8 | K::Pushd_imm32 | K::Pushd_imm8 => {
+            Plan::PushImm(signed_immediate(insn) as i32)
         }
-        K::Pop_r64 => Plan::Pop(number(insn.op0_register())?),
-        K::Leaveq => Plan::Leave,
-        K::Push_rm64 if insn.op0_kind() == OpKind::Memory && addressable(insn) => Plan::PushMemory,
+        K::Pop_r64 | K::Pop_r32 => Plan::Pop(number(insn.op0_register())?),
+        K::Leaveq | K::Leaved => Plan::Leave,
+        K::Push_rm64 | K::Push_rm32 if insn.op0_kind() == OpKind::Memory && addressable(insn, long) => {
+            Plan::PushMemory
+        }
         _ => return None,
     })
 }
 
-fn simple(insn: &Instruction) -> Option<Plan> {
+fn simple(insn: &Instruction, long: bool) -> Option<Plan> {
     use x86_decode::Code as K;
     Some(match insn.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 => Plan::Nop,
-        M::Div | M::Idiv if addressable(insn) => {
+        M::Div | M::Idiv if addressable(insn, long) => {
             let signed = insn.mnemonic() == M::Idiv;
             match insn.code() {
                 K::Div_rm32 | K::Idiv_rm32 => Plan::Divide { signed, wide: false },
@@ -225,7 +229,7 @@ fn simple(insn: &Instruction) -> Option<Plan> {
                 _ => return None,
             }
         }
-        M::Lea if insn.op0_register().size() >= 4 && addressable(insn) => Plan::Lea,
+        M::Lea if insn.op0_register().size() >= 4 && has_whole_address(insn, long) => Plan::Lea,
         M::Mov
             if matches!(insn.code(), K::Mov_r32_imm32 | K::Mov_r64_imm64 | K::Mov_rm64_imm32)
                 && insn.op0_kind() == OpKind::Register =>
@@ -241,26 +245,52 @@ fn is_prefetch(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw)
 }
 
-fn bit_string(insn: &Instruction, bytes: &[u8]) -> Option<Plan> {
+fn bit_string(insn: &Instruction, bytes: &[u8], long: bool) -> Option<Plan> {
     let tests = matches!(insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc);
     let far = insn.op0_kind() == OpKind::Memory && insn.op1_kind() == OpKind::Register;
-    if !tests || !far || insn.memory_size().size() < 4 || !addressable(insn) {
+    if !tests || !far || insn.memory_size().size() < 4 || !addressable(insn, long) {
         return None;
     }
-    Encoding::parse(bytes).filter(|e| !e.has_repeat()).map(Plan::BitString)
+    Encoding::parse(bytes, long).filter(|e| !e.has_repeat()).map(Plan::BitString)
 }
 
-/// Whether the memory operand, if there is one, has an address of 64 bits.
-fn addressable(insn: &Instruction) -> bool {
-    if !(0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
+/// The immediate that is pushed or added, sign-extended.
+pub fn signed_immediate(insn: &Instruction) -> i64 {
+    let last = insn.op_count() - 1;
+    match insn.op_kind(last) {
+        OpKind::Immediate8to64 => insn.immediate8to64(),
+        OpKind::Immediate8to32 => i64::from(insn.immediate8to32()),
+        OpKind::Immediate32 => i64::from(insn.immediate32() as i32),
+        _ => insn.immediate32to64(),
+    }
+}
+
+/// Whether the memory operand, if there is one, can be emitted: its address has the mode's width, and its segment is flat, or
+/// FS or GS. CS outside of 64-bit code may be one that cannot be read.
+fn addressable(insn: &Instruction, long: bool) -> bool {
+    let in_code = !long && insn.memory_segment() == Register::CS;
+    has_whole_address(insn, long) && !(in_code && has_memory(insn))
+}
+
+fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
+/// Whether the address of the memory operand, if there is one, has the mode's width.
+fn has_whole_address(insn: &Instruction, long: bool) -> bool {
+    if !has_memory(insn) {
         return true;
     }
-    let wide = |r: Register| r == Register::None || r.is_gpr64() || r == Register::RIP;
+    let wide = |r: Register| {
+        r == Register::None || if long { r.is_gpr64() || r == Register::RIP } else { r.is_gpr32() }
+    };
     let (base, index) = (insn.memory_base(), insn.memory_index());
     let none = base == Register::None && index == Register::None;
     wide(base)
         && wide(index)
-        && !(none && insn.memory_displacement64() as i32 as i64 as u64 != insn.memory_displacement64())
+        && !(none
+            && long
+            && insn.memory_displacement64() as i32 as i64 as u64 != insn.memory_displacement64())
 }
 
 /// Instructions on general registers and memory that do on the host what they do on the guest.
@@ -283,8 +313,8 @@ fn is_arithmetic(insn: &Instruction) -> bool {
     }
 }
 
-fn arithmetic(insn: &Instruction, bytes: &[u8], host: FeatureSet) -> Option<Plan> {
-    if !is_arithmetic(insn) || !allowed(insn, host) || !addressable(insn) {
+fn arithmetic(insn: &Instruction, bytes: &[u8], host: FeatureSet, long: bool) -> Option<Plan> {
+    if !is_arithmetic(insn) || !allowed(insn, host) || !addressable(insn, long) {
         return None;
     }
     let mut memory = false;
@@ -310,9 +340,12 @@ fn arithmetic(insn: &Instruction, bytes: &[u8], host: FeatureSet) -> Option<Plan
     // What lies in no host register, each once.
     let homeless_count =
         (0..4).filter(|&i| homeless[i].is_some() && !homeless[..i].contains(&homeless[i])).count();
-    let verbatim = !memory && homeless_count == 0 && !uses_rsp(insn);
-    let encoding = Encoding::parse(bytes);
-    if let Some(e) = encoding {
+    let verbatim = !memory && homeless_count == 0 && !uses_rsp(insn) && (long || means_the_same(bytes));
+    let mut encoding = Encoding::parse(bytes, long);
+    if let Some(e) = &mut encoding {
+        if !long {
+            e.clear_w();
+        }
         // A hidden TZCNT is a BSF with a prefix that the host would not ignore.
         let meant = matches!(
             insn.mnemonic(),
@@ -329,6 +362,14 @@ fn arithmetic(insn: &Instruction, bytes: &[u8], host: FeatureSet) -> Option<Plan
         return None;
     }
     encoding.map(Plan::Encode)
+}
+
+/// Whether an instruction of 32-bit code without memory operand is the same in 64-bit code: not INC and DEC in one byte, an
+/// alias of an opcode, and VEX, of which 32-bit code ignores parts.
+fn means_the_same(bytes: &[u8]) -> bool {
+    let is_prefix = |b: &&u8| matches!(b, 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3);
+    let opcode = bytes.iter().find(|b| !is_prefix(b));
+    opcode.is_some_and(|b| !matches!(b, 0x40..=0x4F | 0x82 | 0xC4 | 0xC5))
 }
 
 fn uses_rsp(insn: &Instruction) -> bool {

@@ -159,8 +159,12 @@ pub fn encoding(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: Feat
     if insn.memory_index().is_xmm() || insn.memory_index().is_ymm() {
         return None;
     }
-    let mut e = Encoding::parse(bytes)?;
+    let long = ctx.mode.is_long();
+    let mut e = Encoding::parse(bytes, long)?;
     e.roles = roles(&e);
+    if !long && (e.roles.reg || e.roles.rm) {
+        e.clear_w();
+    }
     let named = (0..insn.op_count())
         .filter(|&i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr())
         .count();

@@ -50,7 +50,7 @@ pub fn masks_all(cpu: &Cpu) -> bool {
 }
 
 /// How `insn` is emitted if it may be copied: its kind, and its encoding if it has a memory operand.
-pub fn plan(insn: &Instruction, bytes: &[u8]) -> Option<(Kind, Option<Encoding>)> {
+pub fn plan(insn: &Instruction, bytes: &[u8], long: bool) -> Option<(Kind, Option<Encoding>)> {
     let in_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     let kind = match insn.code() {
         Code::Fnstsw_AX | Code::Fnstcw_m2byte => Kind::Status,
@@ -59,7 +59,7 @@ pub fn plan(insn: &Instruction, bytes: &[u8]) -> Option<(Kind, Option<Encoding>)
         _ if x87::computes(insn) => Kind::Compute,
         _ => return None,
     };
-    let encoding = if in_memory { Some(Encoding::parse(bytes)?) } else { None };
+    let encoding = if in_memory { Some(Encoding::parse(bytes, long)?) } else { None };
     Some((kind, encoding))
 }
 

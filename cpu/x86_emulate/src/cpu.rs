@@ -4,7 +4,7 @@
 //! part first: translated code addresses it from a base register.
 
 use crate::flags::LazyFlags;
-use crate::mode::ModeKey;
+use crate::mode::{self, ModeKey};
 use x86_defs::{DescriptorTable, Exception, Segment, SegmentIndex, control, flags, msr};
 
 /// Index of RIP in [`Cpu::gpr`]: while a block runs, the address of its first instruction.
@@ -171,6 +171,8 @@ pub struct Cpu {
     pub nmi_blocked: bool,
     /// In HLT.
     pub halted: bool,
+    /// Bit 0: FS, bit 1: GS can be read and written anywhere, so that the base alone matters; in 32-bit protected mode.
+    pub open: u8,
     /// The exception that a handler raised; see `Step::Fault`.
     pub exc: PendingException,
     /// Data and I/O breakpoints that the instruction under way has hit, as DR6 bits.
@@ -227,6 +229,7 @@ impl Default for Cpu {
             shadow_blocks_debug: false,
             nmi_blocked: false,
             halted: false,
+            open: 0,
             exc: PendingException::default(),
             pending_debug: 0,
             x: ExtendedState::default(),
@@ -268,6 +271,11 @@ impl Cpu {
     /// Recomputes what is derived from control registers, flags and segments' attributes.
     pub fn update_mode(&mut self) {
         self.mode = ModeKey::of(self);
+        self.open = 0;
+        if self.mode.has(ModeKey::PROTECTED) && self.mode.0 & (ModeKey::LONG | ModeKey::V86) == 0 {
+            self.open |= u8::from(mode::is_open(self, SegmentIndex::Fs));
+            self.open |= u8::from(mode::is_open(self, SegmentIndex::Gs)) << 1;
+        }
         self.mmu_index = if self.cpl == 3 {
             if self.mode.has(ModeKey::ALIGN) { 3 } else { 0 }
         } else if self.cr4 & control::CR4_SMAP == 0 || self.rflags & flags::AC != 0 {

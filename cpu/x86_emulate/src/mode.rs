@@ -128,11 +128,14 @@ impl ModeKey {
 }
 
 fn is_flat_data(cpu: &Cpu, index: SegmentIndex, protected: bool) -> bool {
+    protected && cpu.seg[index as usize].base == 0 && is_open(cpu, index)
+}
+
+/// Whether all 4 GiB of a segment can be read and written, in protected mode: its base alone matters.
+pub(crate) fn is_open(cpu: &Cpu, index: SegmentIndex) -> bool {
     let seg = &cpu.seg[index as usize];
     let a = seg.attributes;
-    protected
-        && !seg.unusable
-        && seg.base == 0
+    !seg.unusable
         && seg.limit == u32::MAX
         && !a.is_code()
         && a.readable_or_writable()

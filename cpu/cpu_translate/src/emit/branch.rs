@@ -12,31 +12,31 @@ use crate::plan::{self, Access, number};
 use crate::thunks::{slot, slot_at};
 
 impl Emitter<'_> {
-    /// As `reach`, for 8 bytes at `disp` from a host register.
+    /// As `reach`, for a word at `disp` from a host register.
     fn stack(&mut self, item: &Item, base: u8, disp: i32, write: bool, live: Flags) -> (Mem, Vec<Patch>) {
-        let access = Access { size: 8, write, align: 1 };
+        let access = Access { size: self.word() as u32, write, align: 1 };
         self.reach(Address::Register(base, disp), access, item.stack, live)
     }
 
     pub(super) fn push(&mut self, item: &Item, guest: u8) {
-        let (operand, jumps) = self.stack(item, STACK, -8, true, item.live_after);
+        let (operand, jumps) = self.stack(item, STACK, -self.word(), true, item.live_after);
         match home(guest) {
-            Some(h) => self.a.store(operand, h),
+            Some(h) => self.a.store_word(self.wide(), operand, h),
             None => {
                 let (operand, scratch) = self.with_scratch(operand);
                 self.a.load(scratch, memory_home(guest));
                 self.a.store(operand, scratch);
             }
         }
-        self.a.lea(STACK, at(STACK, -8));
+        self.move_stack(-self.word());
         self.slow(item, jumps, false);
         self.keeps_t1 = true;
     }
 
     pub(super) fn push_imm(&mut self, item: &Item, value: i32) {
-        let (operand, jumps) = self.stack(item, STACK, -8, true, item.live_after);
-        self.a.store_imm(operand, value);
-        self.a.lea(STACK, at(STACK, -8));
+        let (operand, jumps) = self.stack(item, STACK, -self.word(), true, item.live_after);
+        self.a.store_word_imm(self.wide(), operand, value);
+        self.move_stack(-self.word());
         self.slow(item, jumps, false);
         self.keeps_t1 = true;
     }
@@ -44,18 +44,19 @@ impl Emitter<'_> {
     pub(super) fn push_memory(&mut self, item: &Item) {
         let Some(access) = plan::access(&item.plan, &item.insn) else { return self.call(item) };
         // The stack first: when the operand's check fails, the group's range must have been found.
-        let (to, mut jumps) = self.stack(item, STACK, -8, true, item.live_before);
+        let (to, mut jumps) = self.stack(item, STACK, -self.word(), true, item.live_before);
         let (to, _) = self.with_scratch(to);
         let kept = field(slot_at(slot::VALUE));
         self.a.store(kept, to.base);
         let (operand, more) =
             self.reach(Address::Operand(&item.insn), access, item.operand, item.live_before);
         jumps.extend(more);
-        self.a.load(T0, operand);
+        let wide = self.wide();
+        self.a.load_word(wide, T0, operand);
         self.a.load(T1, kept);
         self.in_t1 = None;
-        self.a.store(Mem { base: T1, ..to }, T0);
-        self.a.lea(STACK, at(STACK, -8));
+        self.a.store_word(wide, Mem { base: T1, ..to }, T0);
+        self.move_stack(-self.word());
         self.slow(item, jumps, false);
     }
 
@@ -63,19 +64,19 @@ impl Emitter<'_> {
     pub(super) fn push_t0(&mut self, item: &Item) -> Vec<Patch> {
         let kept = field(slot_at(slot::VALUE));
         self.a.store(kept, T0);
-        let (operand, jumps) = self.stack(item, STACK, -8, true, item.live_before);
+        let (operand, jumps) = self.stack(item, STACK, -self.word(), true, item.live_before);
         let (operand, scratch) = self.with_scratch(operand);
         self.a.load(scratch, kept);
-        self.a.store(operand, scratch);
-        self.a.lea(STACK, at(STACK, -8));
+        self.a.store_word(self.wide(), operand, scratch);
+        self.move_stack(-self.word());
         jumps
     }
 
     pub(super) fn pop(&mut self, item: &Item, guest: u8) {
         let (operand, jumps) = self.stack(item, STACK, 0, false, item.live_after);
-        self.a.load(home(guest).unwrap_or(T0), operand);
+        self.a.load_word(self.wide(), home(guest).unwrap_or(T0), operand);
         if home(guest) != Some(STACK) {
-            self.a.lea(STACK, at(STACK, 8));
+            self.move_stack(self.word());
         }
         if home(guest).is_none() {
             self.a.store(memory_home(guest), T0);
@@ -86,8 +87,9 @@ impl Emitter<'_> {
 
     pub(super) fn leave(&mut self, item: &Item) {
         let (operand, jumps) = self.stack(item, RBP, 0, false, item.live_after);
-        self.a.load(T0, operand);
-        self.a.lea(STACK, at(RBP, 8));
+        let wide = self.wide();
+        self.a.load_word(wide, T0, operand);
+        self.a.lea_word(wide, STACK, at(RBP, self.word()));
         self.a.mov(RBP, T0);
         self.slow(item, jumps, false);
         self.keeps_t1 = true;
@@ -124,7 +126,7 @@ impl Emitter<'_> {
 
     pub(super) fn call_direct(&mut self, item: &Item) {
         let live = if item.follows.is_some() { item.live_after } else { item.live_target };
-        let (operand, jumps) = self.stack(item, STACK, -8, true, live);
+        let (operand, jumps) = self.stack(item, STACK, -self.word(), true, live);
         self.push_return(item, operand);
         if item.follows.is_none() {
             self.leave_to(item.insn.near_branch_target(), live);
@@ -136,14 +138,15 @@ impl Emitter<'_> {
     fn push_return(&mut self, item: &Item, operand: Mem) {
         let next = self.linear(item.insn.next_ip());
         match i32::try_from(next as i64) {
-            Ok(v) => self.a.store_imm(operand, v),
+            Ok(v) => self.a.store_word_imm(self.wide(), operand, v),
+            Err(_) if !self.wide() => self.a.store_word_imm(false, operand, next as u32 as i32),
             Err(_) => {
                 let (operand, scratch) = self.with_scratch(operand);
                 self.a.mov_imm(scratch, next);
                 self.a.store(operand, scratch);
             }
         }
-        self.a.lea(STACK, at(STACK, -8));
+        self.move_stack(-self.word());
     }
 
     /// The entry for the linear address in `T0` in a context's table, to `T1`; the jump is taken if it lacks it.
@@ -174,16 +177,16 @@ impl Emitter<'_> {
     pub(super) fn ret(&mut self, item: &Item, more: u16) {
         let (operand, mut jumps) = self.stack(item, STACK, 0, false, ALL);
         self.spill_if(ALL);
-        self.a.load(T0, operand);
+        self.a.load_word(self.wide(), T0, operand);
         if let Some(expected) = item.follows {
             jumps.push(self.expect(self.linear(expected)));
-            self.a.lea(STACK, at(STACK, 8));
+            self.move_stack(self.word());
             self.slow(item, jumps, false);
             self.in_host = false;
             return;
         }
         jumps.push(self.find(self.block.key & !CAREFUL));
-        self.a.lea(STACK, at(STACK, 8 + i32::from(more)));
+        self.move_stack(self.word() + i32::from(more));
         self.count_before(Rm::Reg(T0));
         self.a.indirect(false, at(T1, 8));
         self.slow(item, jumps, false);
@@ -194,12 +197,12 @@ impl Emitter<'_> {
         self.spill_if(ALL);
         let mut jumps = if let Some(access) = plan::access(&item.plan, insn) {
             let (operand, jumps) = self.reach(Address::Operand(insn), access, item.operand, ALL);
-            self.a.load(T0, operand);
+            self.a.load_word(self.wide(), T0, operand);
             jumps
         } else {
             let guest = number(insn.op0_register()).unwrap_or(0);
             match home(guest) {
-                Some(h) => self.a.mov(T0, h),
+                Some(h) => self.a.modrm(&[], self.wide(), false, &[0x89], h, T0.into()), // mov
                 None => self.a.load(T0, memory_home(guest)),
             }
             Vec::new()
@@ -213,7 +216,7 @@ impl Emitter<'_> {
             let target = field(slot_at(slot::VALUE));
             self.a.store(target, T0);
             self.in_t1 = None;
-            let (operand, more) = self.stack(item, STACK, -8, true, ALL);
+            let (operand, more) = self.stack(item, STACK, -self.word(), true, ALL);
             jumps.extend(more);
             self.push_return(item, operand);
             self.count_before(target.into());

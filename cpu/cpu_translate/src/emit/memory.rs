@@ -78,10 +78,13 @@ impl Emitter<'_> {
     /// Emits address and check of an access `back` bytes before `address`; the jumps lead to where it fails.
     fn check(&mut self, address: Address<'_>, back: u32, access: Access) -> Vec<Patch> {
         self.in_t1 = None;
+        let mut jumps = Vec::new();
         match address {
-            Address::Operand(insn) => self.linear_address(insn, back),
-            Address::Register(base, disp) => self.a.lea(T0, at(base, disp - back as i32)),
-            Address::Bit(insn, register, bytes) => self.bit_address(insn, register, bytes),
+            Address::Operand(insn) => jumps.extend(self.linear_address(insn, back)),
+            Address::Register(base, disp) => {
+                self.a.lea_word(self.wide(), T0, at(base, disp - back as i32));
+            }
+            Address::Bit(insn, register, bytes) => jumps.extend(self.bit_address(insn, register, bytes)),
         }
         let array = layout::tlb(self.mmu_index);
         let entry = |offset: usize| Mem {
@@ -96,7 +99,7 @@ impl Emitter<'_> {
         let tag = if access.write { layout::TLB_WRITE } else { layout::TLB_READ };
         self.a.alu(0x33, T0, entry(tag)); // xor
         self.a.cmp_imm(T0, 4096 - access.size);
-        let mut jumps = vec![self.a.jcc_later(cc::ABOVE)];
+        jumps.push(self.a.jcc_later(cc::ABOVE));
         if access.align > 1 {
             // test r10b, align - 1
             self.a.modrm(&[], false, true, &[0xF6], 0, Rm::Reg(T0));
@@ -132,44 +135,57 @@ impl Emitter<'_> {
             Register::None if insn.memory_index() == Register::None => Some(insn.memory_displacement64()),
             _ => None,
         };
+        let wide = self.wide();
         if let Some(target) = constant {
-            return self.a.mov_imm(T0, target.wrapping_sub(back.into()));
+            let offset = target.wrapping_sub(back.into());
+            return self.a.mov_imm(T0, if wide { offset } else { offset & 0xFFFF_FFFF });
         }
         let Some(m) = self.host_address(insn) else { return };
         match m.disp.checked_sub(back as i32) {
-            Some(disp) => self.a.lea(T0, Mem { disp, ..m }),
+            Some(disp) => self.a.lea_word(wide, T0, Mem { disp, ..m }),
             None => {
-                self.a.lea(T0, m);
-                self.a.lea(T0, at(T0, -(back as i32)));
+                self.a.lea_word(wide, T0, m);
+                self.a.lea_word(wide, T0, at(T0, -(back as i32)));
             }
         }
     }
 
-    /// The linear address of the memory operand less `back`, to `T0`. Changes flags for FS and GS only, `T1` always.
-    fn linear_address(&mut self, insn: &Instruction, back: u32) {
+    /// The linear address of the memory operand less `back`, to `T0`. Changes flags for FS and GS only, `T1` always. In
+    /// 32-bit code the jump is taken if the segment has to be looked at.
+    fn linear_address(&mut self, insn: &Instruction, back: u32) -> Option<Patch> {
         self.offset(insn, back);
         let segment = match insn.memory_segment() {
             Register::FS => x86_defs::SegmentIndex::Fs,
             Register::GS => x86_defs::SegmentIndex::Gs,
-            _ => return,
+            _ => return None,
         };
-        self.a.alu(0x03, T0, field(layout::SEG_BASE + segment as usize * 8)); // add
+        let wide = self.wide();
+        let closed = (!wide).then(|| {
+            self.a.modrm(&[], false, false, &[0xF6], 0, field(layout::OPEN).into()); // test
+            self.a.bytes(&[1 << (segment as u8 - x86_defs::SegmentIndex::Fs as u8)]);
+            self.a.jcc_later(cc::EQUAL)
+        });
+        let base = field(layout::SEG_BASE + segment as usize * 8);
+        self.a.modrm(&[], wide, false, &[0x03], T0, base.into()); // add
+        closed
     }
 
     /// The linear address of [`Address::Bit`], to `T0`.
-    fn bit_address(&mut self, insn: &Instruction, register: u8, bytes: u32) {
-        self.linear_address(insn, 0);
+    fn bit_address(&mut self, insn: &Instruction, register: u8, bytes: u32) -> Option<Patch> {
+        let closed = self.linear_address(insn, 0);
         let (wide, log2) = (bytes == 8, bytes.trailing_zeros() as u8);
         let from: Rm = home(register).map_or_else(|| memory_home(register).into(), Rm::Reg);
         self.a.modrm(&[], true, false, if wide { &[0x8B] } else { &[0x63] }, T1, from); // mov, movsxd
         self.a.modrm(&[], true, false, &[0xC1], 7, Rm::Reg(T1)); // sar
         self.a.bytes(&[log2 + 3]);
-        self.a.lea(T0, Mem { base: T0, index: Some((T1, log2)), disp: 0, ram: false });
+        let word = Mem { base: T0, index: Some((T1, log2)), disp: 0, ram: false };
+        self.a.lea_word(self.wide(), T0, word);
+        closed
     }
 
     /// The operand's address in host registers (`T0` and `T1` may be loaded); `None` without base and index.
     pub(super) fn host_address(&mut self, insn: &Instruction) -> Option<Mem> {
-        let number = |r: Register| r as u8 - Register::RAX as u8;
+        let number = |r: Register| r.full_register() as u8 - Register::RAX as u8;
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let disp = insn.memory_displacement64() as i32;
         let scale = insn.memory_index_scale().trailing_zeros() as u8;

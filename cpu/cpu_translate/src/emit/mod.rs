@@ -16,7 +16,7 @@ mod system;
 mod system_calls;
 mod x87;
 
-use crate::asm::{Asm, CONTEXT, Patch, Rm, T0, T1, cc, field, reg::*};
+use crate::asm::{Asm, CONTEXT, Patch, Rm, T0, T1, at, cc, field, reg::*};
 use crate::block::{Item, Source, SystemCalls};
 use crate::elide::Range;
 use crate::engine::{Block, Engine, ExitSite, PageNumber, Site};
@@ -207,7 +207,7 @@ impl<'a> Emitter<'a> {
             Plan::BitString(e) => self.bit_string(item, &e),
             Plan::Jcc(cc) => self.jcc(item, cc),
             Plan::Jmp => self.jmp(item),
-            Plan::Call64 => self.call_direct(item),
+            Plan::CallDirect => self.call_direct(item),
             Plan::Ret(more) => self.ret(item, more),
             Plan::Indirect(call) => self.indirect(item, call),
         }
@@ -230,7 +230,21 @@ impl<'a> Emitter<'a> {
 
     /// Linear address of an offset from the page's start.
     fn linear(&self, offset: u64) -> u64 {
-        (self.place.linear & !0xFFF).wrapping_add(offset)
+        let linear = (self.place.linear & !0xFFF).wrapping_add(offset);
+        if self.wide() { linear } else { linear & 0xFFFF_FFFF }
+    }
+
+    /// 64-bit code; else 32-bit code, whose addresses have 32 bits.
+    fn wide(&self) -> bool {
+        self.place.mode.is_long()
+    }
+    /// Bytes that PUSH takes.
+    fn word(&self) -> i32 {
+        if self.wide() { 8 } else { 4 }
+    }
+    /// Moves the stack pointer.
+    fn move_stack(&mut self, by: i32) {
+        self.a.lea_word(self.wide(), STACK, at(STACK, by));
     }
 
     fn site(&mut self, op: &Op<SoftCore>, barrier: bool, sees_x87: bool) -> u32 {

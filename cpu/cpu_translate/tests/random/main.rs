@@ -1,7 +1,8 @@
 //! Random programs: translated code and the interpreter must leave the same registers and memory.
 //!
-//! Two kinds, as many of each as `PROGRAMS` says. `system.rs`: programs as kernels are. `program.rs`: straight code with
-//! short forward branches, calls and memory operands near page ends; it ends with HLT or in the stub of an exception.
+//! Three kinds, as many of each as `PROGRAMS` says. `system.rs`: programs as kernels are. `program.rs`: straight code with
+//! short forward branches, calls and memory operands near page ends; it ends with HLT or in the stub of an exception. There
+//! is 64-bit code and 32-bit code of it, the latter in compatibility mode and in every kind of paging.
 //! Flags that the manual leaves undefined are overwritten before anything reads them; a page fault's frame may show other
 //! arithmetic flags (ADR 6). A failing case is one number: `SEED=n`.
 
@@ -12,11 +13,12 @@ mod program;
 mod system;
 
 use cpu_soft::SoftHypervisor;
-use harness::{CODE, DATA, Guest, KERNEL_STACK, RAM_BYTES, Random, STACK, Stop, Tables};
+use harness::{CODE, DATA, Guest, KERNEL_STACK, RAM_BYTES, Random, STACK, Stop, Tables, guest};
 use hypervisor::VcpuState;
 use hypervisor::state::X87State;
 use program::Program;
 use system::System;
+use x86_defs::control::*;
 use x86_defs::flags::{AF, STATUS};
 use x86_defs::paging::{PTE_P, PTE_U, PTE_W};
 
@@ -38,16 +40,63 @@ struct Result {
     memory: Vec<u8>,
 }
 
+/// Where programs run, at CPL 3.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Long,
+    Compatibility,
+    Pae,
+    Legacy,
+    Unpaged,
+}
+
+impl Mode {
+    fn bits(self) -> u32 {
+        if self == Mode::Long { 64 } else { 32 }
+    }
+    /// Bytes of a word of an exception's frame.
+    fn word(self) -> usize {
+        if matches!(self, Mode::Long | Mode::Compatibility) { 8 } else { 4 }
+    }
+}
+
 struct Side {
+    mode: Mode,
     guest: Guest,
     fresh: VcpuState,
 }
 
 impl Side {
-    fn new(engine: &SoftHypervisor) -> Self {
-        let mut guest = Guest::with_engine("max", engine).into_user64();
+    fn new(engine: &SoftHypervisor, mode: Mode) -> Self {
+        let mut guest = Guest::with_engine("max", engine);
+        if mode.word() == 8 {
+            guest = guest.into_user64();
+        } else {
+            guest.idt32();
+            let mut s = guest::protected_state();
+            s.cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+            s.xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
+            let tables = match mode {
+                Mode::Pae => Some(Tables::pae(&guest.ram)),
+                Mode::Legacy => Some(Tables::legacy(&guest.ram)),
+                _ => None,
+            };
+            if let Some(mut tables) = tables {
+                tables.identity(RAM_BYTES, PTE_P | PTE_W | PTE_U);
+                s.cr3 = tables.root;
+                if mode == Mode::Pae {
+                    s.pdpte = std::array::from_fn(|n| guest.ram.load(tables.root + 8 * n as u64));
+                }
+                s.cr0 |= CR0_PG | CR0_WP;
+                s.cr4 |= if mode == Mode::Pae { CR4_PAE } else { 0 };
+            }
+            guest.vcpu.restore(&s).unwrap();
+        }
+        if mode.bits() == 32 {
+            guest.edit(guest::to_user32);
+        }
         let fresh = guest.state();
-        Self { guest, fresh }
+        Self { mode, guest, fresh }
     }
 
     fn run(&mut self, p: &Program) -> Result {
@@ -57,6 +106,9 @@ impl Side {
         state.rip = CODE + u64::from(p.offset);
         state.sse.xmm = p.xmm;
         state.x87 = p.x87;
+        if let Some(segments) = p.segments {
+            state.segments[4..6].copy_from_slice(&segments);
+        }
         g.vcpu.restore(&state).unwrap();
         g.put(DATA - 0x1000, &p.data);
         g.put(STACK - 0x1000, &[0x5A; 0x1000]);
@@ -72,10 +124,11 @@ impl Side {
         let mut frame = vec![0; 0x40];
         g.ram.load_bytes(KERNEL_STACK - 0x40, &mut frame);
         // SS, RSP, RFLAGS, CS, RIP, code from the top.
-        let at = 0x40 - 24;
-        let flags = u64::from_le_bytes(frame[at..at + 8].try_into().unwrap()) & !STATUS;
-        frame[at..at + 8].copy_from_slice(&flags.to_le_bytes());
-        let through = frame[0x40 - 40..0x40 - 32] == p.end().to_le_bytes();
+        let word = self.mode.word();
+        let at = 0x40 - 3 * word;
+        let flags = u32::from_le_bytes(frame[at..at + 4].try_into().unwrap()) & !(STATUS as u32);
+        frame[at..at + 4].copy_from_slice(&flags.to_le_bytes());
+        let through = frame[at - 2 * word..at - word] == p.end().to_le_bytes()[..word];
         memory.extend(&frame);
         Result {
             stop,
@@ -103,29 +156,42 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn random_programs_end_alike() {
-    let seeds = seeds();
-    let programs = seeds.end - seeds.start;
-    let mut reference = Side::new(&SoftHypervisor::interpreter());
-    let mut translator = Side::new(&harness::translator());
+    end_alike(Mode::Long, 1, 0);
+}
+
+#[test]
+fn random_32_bit_programs_end_alike() {
+    let modes = [Mode::Compatibility, Mode::Pae, Mode::Legacy, Mode::Unpaged];
+    for (n, mode) in modes.into_iter().enumerate() {
+        end_alike(mode, modes.len() as u64, n as u64);
+    }
+}
+
+/// Every `of`-th program, from the `first` on.
+fn end_alike(mode: Mode, of: u64, first: u64) {
+    let seeds = seeds().filter(|seed| seed % of == first);
+    let mut reference = Side::new(&SoftHypervisor::interpreter(), mode);
+    let mut translator = Side::new(&harness::translator(), mode);
+    let mut programs = 0;
     let (mut faults, mut instructions) = (0, 0);
     for seed in seeds {
-        let p = Program::random(&mut Random(seed.wrapping_mul(0xD134_2543_DE82_EF95)));
+        let p = Program::random(&mut Random(seed.wrapping_mul(0xD134_2543_DE82_EF95)), mode.bits());
         let want = reference.run(&p);
         let got = translator.run(&p);
         faults += u64::from(!want.through);
-        instructions += p.instructions as u64;
+        (programs, instructions) = (programs + 1, instructions + p.instructions as u64);
         if want != got {
             let both = want.memory.iter().zip(&got.memory).enumerate();
             let differ: Vec<_> = both.filter(|(_, (a, b))| a != b).take(32).collect();
             panic!(
-                "SEED={seed}: {}\nmemory differs at {differ:x?}\ninterpreter {:x?}\ntranslator  {:x?}",
+                "SEED={seed} in {mode:?}: {}\nmemory differs at {differ:x?}\ninterpreter {:x?}\ntranslator  {:x?}",
                 p,
                 Result { memory: Vec::new(), ..want },
                 Result { memory: Vec::new(), ..got }
             );
         }
     }
-    println!("{programs} programs, {instructions} instructions, {faults} ended in an exception");
+    println!("{mode:?}: {programs} programs, {instructions} instructions, {faults} ended in an exception");
 }
 
 /// A guest for programs of the system's kind.

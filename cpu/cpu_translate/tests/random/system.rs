@@ -174,7 +174,7 @@ impl System {
     /// The program itself, for people.
     pub fn listing(&self) -> String {
         let (start, code) = &self.parts[self.parts.len() - 1 - 2 * WINDOW_PAGES as usize];
-        program::listing(*start, code)
+        program::listing(64, *start, code)
     }
 }
 
@@ -245,7 +245,7 @@ impl<'a> Writer<'a> {
     /// One instruction of the kind that the other programs are made of, on memory of the window.
     fn instruction(&mut self) {
         let (bytes, insn) = loop {
-            let bytes = program::instruction(self.r);
+            let bytes = program::instruction(self.r, 64);
             if let Decoded::Instruction(insn) = decode(&bytes, 64, 0, FeatureSet::of(Feature::ALL))
                 && !uses_stack(&insn)
             {
@@ -270,7 +270,7 @@ impl<'a> Writer<'a> {
             }
         }
         self.a.db(&bytes).unwrap();
-        if program::leaves_undefined(&bytes) {
+        if program::leaves_undefined(&bytes, 64) {
             self.a.cmp(r8, r8).unwrap();
         }
     }

@@ -357,7 +357,6 @@ fn completions_for_every_shell() {
 #[test]
 fn a_listing_of_what_is_translated_and_an_engine_that_translates_nothing() {
     let bench = Bench::new();
-    // 32-bit code: nothing of it is translated anywhere.
     let turns = [0xB9, 0x10, 0x27, 0, 0, 0x49, 0x75, 0xFD]; // mov ecx, 10000; top: dec ecx; jnz top
     let code = [&turns[..], &kernel::power_off()].concat();
     let listing = bench.path("blocks");
@@ -372,6 +371,9 @@ fn a_listing_of_what_is_translated_and_an_engine_that_translates_nothing() {
     assert_eq!(std::fs::read_to_string(&listing).unwrap(), "");
     let output = bench.run(&code, &words("soft"));
     assert!(!said(&output.stderr).contains("stay empty"), "{}", said(&output.stderr));
+    // 32-bit code is translated, too.
+    let listed = std::fs::read_to_string(&listing).unwrap();
+    assert!(listed.contains("Dec_r32\n"), "{listed}");
     let output = bench.run(&code, &["--trace-blocks", "/nowhere/blocks"]);
     assert_ne!(output.status.code(), Some(0));
     assert!(said(&output.stderr).contains("/nowhere/blocks: No such file"), "{}", said(&output.stderr));
