@@ -1,4 +1,4 @@
-//! The hot tier of the `soft` engine: translates x86-64 guest code to host code of the same architecture.
+//! The hot tier of the `soft` engine: translates 64-bit and flat 32-bit guest code to host code of the same architecture.
 //!
 //! Plugs into `cpu_soft` (`cpu_soft::translate` is the seam, docs/adr/0006-translator.md the reasons). Whatever is
 //! not emitted inline is a call of the interpreter's handler, so that every instruction is covered.
