@@ -4,12 +4,16 @@
 //! in it, so that all mappings of a page share its blocks. How a linear address leads to one is cached
 //! beside (`jumps`) under the identity that the TLB gives the mapping.
 
-use crate::core::SoftCore;
+use crate::core::{NO_PAGE, SoftCore};
+use crate::mixed::may_change_code;
+use crate::shared::Watch;
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::num::NonZeroU32;
+use guest_memory::GuestRam;
 use hashbrown::HashMap;
-use x86_decode::{Decoded, FlowControl, Instruction};
+use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH};
 use x86_defs::Exception;
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags::STATUS;
@@ -19,6 +23,8 @@ use x86_emulate::{ModeKey, Op, Step};
 
 /// Longest block in instructions.
 pub const MAX_OPS: usize = 64;
+/// Longest one that checks itself.
+pub const MAX_CHECKED: usize = 32;
 /// Operations kept before everything is thrown away: 32 bytes each, 8 MiB in all.
 const MAX_ARENA: usize = 256 << 10;
 const JUMPS: usize = 8192;
@@ -39,9 +45,25 @@ pub struct Block {
     pub bytes: u16,
     /// RAM page.
     pub page: u64,
+    /// Offset in the RAM span.
+    at: u64,
     /// Times that it was run, to 2^32 - 1; for the translator.
     heat: u32,
     live: bool,
+    /// Start of the bytes that it was made from among the originals, if it checks itself (`mixed.rs`).
+    original: Option<NonZeroU32>,
+}
+
+impl Block {
+    /// The page in which a store ends it.
+    #[inline(always)]
+    pub fn watched_page(&self) -> u64 {
+        if self.original.is_some() { NO_PAGE } else { self.page }
+    }
+    /// Whether it checks itself.
+    pub fn checks_itself(&self) -> bool {
+        self.original.is_some()
+    }
 }
 
 /// How a linear address led to a block.
@@ -56,6 +78,8 @@ struct Jump {
 /// Blocks of one vCPU.
 pub struct BlockCache {
     arena: Vec<Op<SoftCore>>,
+    /// Bytes of the blocks that check themselves, behind one that is nobody's.
+    originals: Vec<u8>,
     blocks: Vec<Block>,
     by_place: HashMap<(u64, ModeKey), BlockId>,
     by_page: HashMap<u64, Vec<(u64, ModeKey)>>,
@@ -76,6 +100,7 @@ impl BlockCache {
         let none = Jump { linear: 0, mode: ModeKey(0), exec_id: 0, block: 0 };
         Self {
             arena: Vec::new(),
+            originals: vec![0],
             blocks: Vec::new(),
             by_place: HashMap::new(),
             by_page: HashMap::new(),
@@ -108,11 +133,11 @@ impl BlockCache {
         b.live.then_some((b, ops))
     }
 
-    /// Counts that a block runs; how often it has, and its RAM page.
-    pub fn warm(&mut self, id: BlockId) -> Option<(u32, u64)> {
+    /// Counts that a block runs; how often it has, its RAM page, and whether it checks itself.
+    pub fn warm(&mut self, id: BlockId) -> Option<(u32, u64, bool)> {
         let b = self.blocks.get_mut(id as usize).filter(|b| b.live)?;
         b.heat = b.heat.saturating_add(1);
-        Some((b.heat, b.page))
+        Some((b.heat, b.page, b.checks_itself()))
     }
 
     /// Times that a block at a place in RAM was run.
@@ -126,8 +151,31 @@ impl BlockCache {
         self.by_place.get(&(at, mode)).copied()
     }
 
-    /// Adds a block at a place in RAM.
-    pub fn insert(&mut self, at: u64, mode: ModeKey, ops: &[Op<SoftCore>]) -> BlockId {
+    /// Whether block `id` is what its bytes in RAM are now, as far as itself has to check that.
+    #[inline(always)]
+    pub fn is_current(&self, id: BlockId, ram: &GuestRam) -> bool {
+        self.blocks
+            .get(id as usize)
+            .is_some_and(|b| b.live && (b.original.is_none() || self.is_original(b, ram)))
+    }
+
+    #[inline(never)]
+    fn is_original(&self, b: &Block, ram: &GuestRam) -> bool {
+        let (from, len) = (b.original.map_or(0, |o| o.get() as usize), usize::from(b.bytes));
+        let mut now = [0; MAX_CHECKED * MAX_LENGTH];
+        let now = &mut now[..len.min(MAX_CHECKED * MAX_LENGTH)];
+        ram.load_bytes(b.at, now);
+        self.originals.get(from..from + len) == Some(&*now)
+    }
+
+    /// Adds a block at a place in RAM. `original`: its bytes, if it checks itself.
+    pub fn insert(
+        &mut self,
+        at: u64,
+        mode: ModeKey,
+        ops: &[Op<SoftCore>],
+        original: Option<&[u8]>,
+    ) -> BlockId {
         if self.arena.len() + ops.len() > MAX_ARENA {
             self.clear();
         }
@@ -138,9 +186,12 @@ impl BlockCache {
             instructions: ops.len().max(2) as u16 - 1,
             bytes: ops.last().map_or(0, |op| op.at),
             page: at >> 12,
+            at,
             heat: 0,
             live: true,
+            original: NonZeroU32::new(self.originals.len() as u32).filter(|_| original.is_some()),
         });
+        self.originals.extend_from_slice(original.unwrap_or_default());
         self.arena.extend_from_slice(ops);
         self.by_place.insert((at, mode), id);
         self.by_page.entry(at >> 12).or_default().push((at, mode));
@@ -158,9 +209,21 @@ impl BlockCache {
         }
     }
 
+    /// Drops block `id`.
+    pub fn drop_block(&mut self, id: BlockId) {
+        let Some(b) = self.blocks.get_mut(id as usize) else { return };
+        b.live = false;
+        let (at, page) = (b.at, b.page);
+        let Some(keys) = self.by_page.get_mut(&page) else { return };
+        if let Some(n) = keys.iter().position(|key| key.0 == at && self.by_place.get(key) == Some(&id)) {
+            self.by_place.remove(&keys.swap_remove(n));
+        }
+    }
+
     /// Drops everything.
     pub fn clear(&mut self) {
         self.arena.clear();
+        self.originals.truncate(1);
         self.blocks.clear();
         self.by_place.clear();
         self.by_page.clear();
@@ -176,8 +239,8 @@ impl Default for BlockCache {
     }
 }
 
-/// Decodes up to `limit` instructions from `bytes`.
-pub fn build(bytes: &[u8], mode: ModeKey, features: FeatureSet, limit: usize) -> Built {
+/// Decodes up to `limit` instructions from `bytes`; if they check themselves (`mixed.rs`) only what then can be in a block.
+pub fn build(bytes: &[u8], mode: ModeKey, features: FeatureSet, limit: usize, watch: Watch) -> Built {
     let mut decoded: Vec<(Instruction, u16)> = Vec::new();
     let mut at = 0usize;
     let mut closing = None;
@@ -186,10 +249,12 @@ pub fn build(bytes: &[u8], mode: ModeKey, features: FeatureSet, limit: usize) ->
             Decoded::Instruction(insn) => {
                 decoded.push((insn, at as u16));
                 at += insn.len();
-                if insn.flow_control() != FlowControl::Next {
+                let ends = watch == Watch::Itself && may_change_code(&insn);
+                if insn.flow_control() != FlowControl::Next || ends {
                     break;
                 }
             }
+            Decoded::Invalid | Decoded::TooLong if watch == Watch::Itself => break,
             Decoded::Invalid => {
                 closing = Some(Exception::InvalidOpcode);
                 break;

@@ -4,7 +4,7 @@
 //! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between; `single.rs`: one instruction by itself.
 //! - `block.rs`: decoded code; `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it;
 //!   `pieces.rs`: what of it crosses pages or is no RAM.
-//! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed.
+//! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed; `mixed.rs`: where that costs too much.
 //! - `complete.rs`: single instructions for other engines.
 //! - `stack_fault.rs`: #SS for non-canonical addresses.
 //! - `translate.rs`: the seam to a translator (`cpu_translate`), which takes over hot code.
@@ -25,6 +25,7 @@ mod cpuid;
 mod engine;
 pub mod hardware;
 mod lockstep;
+mod mixed;
 mod mmu;
 mod msr;
 mod pieces;
@@ -41,4 +42,5 @@ pub use complete::{Completed, Completer, power_up_state};
 pub use core::SoftCore;
 pub use engine::{SoftHypervisor, SoftPartition};
 pub use lockstep::Report;
+pub use mixed::may_change_code;
 pub use run::SoftVcpu;

@@ -268,7 +268,7 @@ impl SoftVcpu {
         };
         let Some((block, ops)) = self.cache.get(id) else { return 1 };
         let core = &mut *self.core;
-        core.block_page = block.page;
+        core.block_page = block.watched_page();
         for (at, op) in ops.iter().enumerate() {
             let ran = (at as i64 + 1).min(i64::from(block.instructions));
             trail.push(op.ip(core));

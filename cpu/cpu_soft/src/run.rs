@@ -7,7 +7,7 @@ use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::Hardware;
 use crate::lockstep::Lockstep;
 use crate::mmu::{Access, Target};
-use crate::shared::{CodeNotice, attention};
+use crate::shared::{CodeNotice, Watch, attention};
 use crate::single::ONE_BY_ONE;
 use crate::tlb::Tlb;
 use crate::translate::{Exit, Translator};
@@ -311,7 +311,7 @@ impl SoftVcpu {
             let linear = self.linear_ip();
             let exec_id = self.core.tlb.exec_id(mode.cpl() == 3, linear);
             let known = self.cache.jump(linear, mode, exec_id);
-            let id = match known.filter(|id| self.cache.get(*id).is_some()) {
+            let id = match known.filter(|id| self.cache.is_current(*id, &self.core.ram)) {
                 Some(id) => id,
                 None => match self.find_block(linear) {
                     Ok(Some(id)) => id,
@@ -343,7 +343,7 @@ impl SoftVcpu {
             if mode.0 & (ModeKey::LONG | ModeKey::FLAT_CS) == 0 && exceeds_cs(&core.cpu, block.bytes) {
                 return self.run_single();
             }
-            core.block_page = block.page;
+            core.block_page = block.watched_page();
             let mut at = 0;
             let step = loop {
                 // The closing operation never says `Next`.
@@ -408,7 +408,12 @@ impl SoftVcpu {
                 Target::Mmio(_) => return Ok(None),
             }
         };
-        let id = match self.cache.find(at, mode) {
+        let known = self.cache.find(at, mode);
+        let current = known.filter(|id| self.cache.is_current(*id, &self.core.ram));
+        if let (Some(stale), None) = (known, current) {
+            self.cache.drop_block(stale);
+        }
+        let id = match current {
             Some(id) => id,
             None => match self.build_block(at, mode) {
                 Some(id) => id,
@@ -424,20 +429,22 @@ impl SoftVcpu {
         let core = &mut *self.core;
         let (tlb, me) = (&mut core.tlb, &core.me);
         let mut caches = CodeCaches { cache: &mut self.cache, translator: &mut self.translator };
-        let protected = core.shared.protect_code(at >> 12, core.id as usize, |own| {
+        let watch = core.shared.protect_code(at >> 12, core.id as usize, |own| {
             if own {
                 tlb.revoke_write(at & !0xFFF);
             }
             me.take_notices(|notice| caches.apply(notice, tlb));
         });
-        if !protected {
-            return None;
-        }
+        let limit = if watch == Watch::Itself { block::MAX_CHECKED } else { block::MAX_OPS };
         let mut bytes = [0; block::MAX_OPS * x86_decode::MAX_LENGTH];
         let len = ((4096 - (at & 0xFFF)) as usize).min(bytes.len());
         core.ram.load_bytes(at, &mut bytes[..len]);
-        match block::build(&bytes[..len], mode, core.shared.model.features, block::MAX_OPS) {
-            Built::Ops(ops) => Some(self.cache.insert(at, mode, &ops)),
+        match block::build(&bytes[..len], mode, core.shared.model.features, limit, watch) {
+            Built::Ops(ops) => {
+                let end = ops.last().map_or(0, |op| usize::from(op.at));
+                let original = (watch == Watch::Itself).then_some(&bytes[..end.min(len)]);
+                Some(self.cache.insert(at, mode, &ops, original))
+            }
             Built::CrossesEnd => None,
         }
     }

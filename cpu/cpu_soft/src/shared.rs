@@ -5,11 +5,13 @@
 //! revocation to every running vCPU and waits until it is taken. Who finds a page tracked waits, too, while
 //! somebody else is at it. A write to a tracked page ends the tracking and posts an invalidation to all;
 //! they take it before their next block and before any interrupt, but never between `protect_code` and the
-//! entry of the code into their cache: so it is not lost on code that was not there yet.
+//! entry of the code into their cache: so it is not lost on code that was not there yet. Pages that are written
+//! all the time are not tracked: see `mixed.rs`.
 //!
 //! LOCK across two pages. No host instruction does it, so it is done while all other vCPUs stand still
 //! ([`Shared::alone`]): outside of `run`, where they take notices, or waiting to be alone themselves.
 
+use crate::mixed::Mixed;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -41,6 +43,15 @@ pub enum CodeNotice {
     Invalidate(u64),
     /// More than was worth keeping: drop all cached code and all write tags.
     Everything,
+}
+
+/// How it is noticed that code changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// Its page is tracked.
+    Tracked,
+    /// It has to check itself each time it is entered.
+    Itself,
 }
 
 /// Notices kept for a vCPU that does not take them (it is halted).
@@ -188,6 +199,8 @@ pub struct Shared {
     stand: Arc<AtomicBool>,
     /// Pages that are tracked, but for which some vCPU may still have a write tag.
     under_way: Mutex<Vec<u64>>,
+    /// Pages whose code checks itself. Taken inside of `under_way`, if both are.
+    mixed: Mutex<Mixed>,
 }
 
 impl Shared {
@@ -214,6 +227,7 @@ impl Shared {
             alone: Mutex::new(()),
             stand,
             under_way: Mutex::new(Vec::new()),
+            mixed: Mutex::new(Mixed::new()),
         })
     }
 
@@ -247,6 +261,7 @@ impl Shared {
         if !self.ram.untrack(page, Track::Code) {
             return;
         }
+        self.mixed.lock().written(page, self.clock.now());
         for (n, vcpu) in self.vcpus.iter().enumerate() {
             if Some(n) != by {
                 vcpu.post(CodeNotice::Invalidate(page));
@@ -256,19 +271,22 @@ impl Shared {
 
     /// Before code of `page` is read into the cache of vCPU `me`: nobody writes it unseen from now on.
     /// `serve_own` takes the caller's own notices, so that two vCPUs cannot wait for each other; it is told
-    /// whether the caller's own write tags for the page must go. `false`: the page is written all the time,
-    /// its code must not be cached.
-    pub fn protect_code(&self, page: u64, me: usize, mut serve_own: impl FnMut(bool)) -> bool {
+    /// whether the caller's own write tags for the page must go. Nothing of that if the page is written all the time.
+    pub fn protect_code(&self, page: u64, me: usize, mut serve_own: impl FnMut(bool)) -> Watch {
         let mut attempts = 0;
         let mut spins = 0u32;
         loop {
+            if self.checks_itself(page) {
+                return Watch::Itself;
+            }
             let mut under_way = self.under_way.lock();
             if self.ram.track(page, Track::Code) {
                 // Written since the last turn.
                 attempts += 1;
                 if attempts > MAX_ATTEMPTS {
                     self.ram.untrack(page, Track::Code);
-                    return false;
+                    self.mixed.lock().add(page, self.clock.now());
+                    return Watch::Itself;
                 }
                 under_way.push(page);
                 drop(under_way);
@@ -282,9 +300,24 @@ impl Shared {
                 serve_own(false);
                 wait_a_little(&mut spins);
             } else {
-                return true;
+                return Watch::Tracked;
             }
         }
+    }
+
+    /// Whether code of `page` has to check itself. Pages that did so for long are given up on the way: their blocks
+    /// go, or they would never be as others.
+    fn checks_itself(&self, page: u64) -> bool {
+        let mut mixed = self.mixed.lock();
+        if mixed.is_empty() {
+            return false;
+        }
+        while let Some(old) = mixed.expired(self.clock.now()) {
+            for vcpu in &self.vcpus {
+                vcpu.post(CodeNotice::Invalidate(old));
+            }
+        }
+        mixed.contains(page)
     }
 
     /// Makes all vCPUs drop their write tags for `page`, and waits until they have.
@@ -340,7 +373,7 @@ mod tests {
         };
         let shared = Shared::new(&layout);
         for n in 0..100_000 {
-            assert!(shared.protect_code(n % 256, 0, |_| {}));
+            assert_eq!(shared.protect_code(n % 256, 0, |_| {}), Watch::Tracked);
             shared.code_written(n % 256, Some(0));
         }
         let halted = &shared.vcpus[1];

@@ -7,6 +7,7 @@ use crate::block::{self, Built};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::mmu::{Access, Target};
 use crate::run::{SoftVcpu, Stop};
+use crate::shared::Watch;
 use alloc::vec::Vec;
 use x86_defs::{Exception, SegmentIndex, flags};
 use x86_emulate::cpu::{PendingException, RIP};
@@ -103,7 +104,7 @@ impl SoftVcpu {
             let linear = if mode.is_long() { linear } else { linear & 0xFFFF_FFFF };
             let take = ((4096 - (linear & 0xFFF)) as usize).min(whole - bytes.len());
             core.fetch_bytes(linear, take, &mut bytes)?;
-            match block::build(&bytes, mode, core.shared.model.features, 1) {
+            match block::build(&bytes, mode, core.shared.model.features, 1, Watch::Tracked) {
                 Built::Ops(ops) => return Ok(ops),
                 Built::CrossesEnd => {}
             }

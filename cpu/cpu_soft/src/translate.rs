@@ -5,7 +5,7 @@
 //! interpreter would between two blocks. [`layout`] says where emitted code finds what it needs.
 
 use crate::block::BlockId;
-use crate::core::SoftCore;
+use crate::core::{NO_PAGE, SoftCore};
 use crate::run::SoftVcpu;
 use crate::shared::attention;
 use alloc::boxed::Box;
@@ -47,10 +47,13 @@ pub trait Translator: Send {
 pub struct Place {
     /// Linear address.
     pub linear: u64,
-    /// Offset in the RAM span. The page is tracked for code.
+    /// Offset in the RAM span. The page is tracked for code, unless this checks itself.
     pub at: u64,
     /// Mode of the vCPU.
     pub mode: ModeKey,
+    /// The page is written all the time: code there compares the bytes that it was made from whenever it is entered, and
+    /// ends behind what [`may_change_code`](crate::may_change_code).
+    pub checks_itself: bool,
 }
 
 /// Why translated code was left. RIP is where to go on, but for a fault.
@@ -183,11 +186,12 @@ impl SoftCore {
         }
     }
 
-    /// The place of `linear` in the current mode, if the TLB knows it.
+    /// The place of `linear` in the current mode, if the TLB knows it. (It does not say whether code there checks itself.)
     pub fn known_place(&self, linear: u64) -> Option<Place> {
         let e = self.tlb.entry(self.cpu.mmu_index, linear);
         let offset = linear ^ e.exec;
-        (offset < 4096).then(|| Place { linear, at: e.host + offset, mode: self.cpu.mode })
+        let mode = self.cpu.mode;
+        (offset < 4096).then(|| Place { linear, at: e.host + offset, mode, checks_itself: false })
     }
 
     /// As [`SoftCore::known_place`], with what the TLB's second level knows.
@@ -217,9 +221,9 @@ impl SoftCore {
         Some(self.deliver_fault(ip))
     }
 
-    /// Says that code of RAM page `page` runs: stores into it end the block first.
-    pub fn set_block_page(&mut self, page: u64) {
-        self.block_page = page;
+    /// Says that code of RAM page `page` runs: stores into it end the block first. `None`: code that checks itself.
+    pub fn set_block_page(&mut self, page: Option<u64>) {
+        self.block_page = page.unwrap_or(NO_PAGE);
     }
 
     /// Guest RAM.
@@ -233,11 +237,12 @@ impl SoftVcpu {
     #[inline]
     pub(crate) fn run_translated(&mut self, id: BlockId, linear: u64, budget: &mut i64) -> Option<Exit> {
         let translator = self.translator.as_mut()?;
-        let (heat, page) = self.cache.warm(id)?;
+        let (heat, page, checks_itself) = self.cache.warm(id)?;
         if heat < translator.threshold() {
             return None;
         }
-        let place = Place { linear, at: page << 12 | linear & 0xFFF, mode: self.core.cpu.mode };
+        let mode = self.core.cpu.mode;
+        let place = Place { linear, at: page << 12 | linear & 0xFFF, mode, checks_itself };
         let whole = *budget * SPEED;
         self.core.hot.budget = whole;
         let heat = |at| self.cache.heat(at, place.mode);

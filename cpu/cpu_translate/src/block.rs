@@ -22,6 +22,8 @@ use x86_emulate::{Op, integer, vector, x87};
 pub const MAX_INSTRUCTIONS: usize = 96;
 /// Most superblocks have no more.
 const TYPICAL_INSTRUCTIONS: usize = 32;
+/// Longest one that checks itself.
+const MAX_CHECKED: usize = 32;
 const MAX_BRANCHES: usize = 12;
 /// Instructions behind a jump or call that is followed.
 const MAX_FOLLOWED: usize = 40;
@@ -114,6 +116,8 @@ pub struct Source {
     pub closing: Option<Op<SoftCore>>,
     /// The RAM page.
     pub page: Box<[u8; PAGE]>,
+    /// The code compares its bytes when it is entered; it is one run of instructions then.
+    pub checks_itself: bool,
     /// What the groups of memory accesses check.
     pub groups: Vec<Range>,
     /// What SYSCALL is translated for.
@@ -174,7 +178,7 @@ pub fn read(
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
     let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
     let heat = |offset: u64| heat(place.at & !(PAGE as u64 - 1) | offset);
-    let mut path = Path::new(first as u64, &heat);
+    let mut path = Path::new(first as u64, place.checks_itself, &heat);
     let mut at = first;
     let mut closing = None;
     while items.len() < path.limit {
@@ -191,6 +195,7 @@ pub fn read(
         let insn = match decoded {
             Decoded::Instruction(insn) => insn,
             Decoded::NeedMore => break,
+            Decoded::Invalid | Decoded::TooLong if place.checks_itself => break,
             Decoded::Invalid => {
                 closing = Some(lower::raising(Exception::InvalidOpcode, &ctx(at as u16)));
                 break;
@@ -201,6 +206,9 @@ pub fn read(
             }
         };
         let mut item = item(insn, &bytes[..insn.len()], &ctx(at as u16), host);
+        if place.checks_itself && matches!(item.plan, Plan::Call) {
+            item.plan = Plan::Barrier;
+        }
         let next = path.next(&item, items.len());
         item.follows = next.filter(|_| insn.flow_control() != FlowControl::Next);
         items.push(item);
@@ -214,7 +222,8 @@ pub fn read(
         last.plan = Plan::Barrier;
     }
     let (live_end, groups, system_calls) = (liveness::ALL, Vec::new(), SystemCalls::default());
-    let mut source = Source { items, end: at as u16, live_end, closing, page, groups, system_calls };
+    let (end, checks_itself) = (at as u16, place.checks_itself);
+    let mut source = Source { items, end, live_end, closing, page, checks_itself, groups, system_calls };
     find_live(&mut source, bits, engine);
     source
 }
@@ -253,6 +262,8 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
 /// The way of a superblock through its page.
 struct Path<'a> {
     first: u64,
+    /// Only straight on, and not behind what may change the code.
+    checks_itself: bool,
     /// Start of the straight run under way.
     run: u64,
     /// How often the interpreter came to an offset.
@@ -267,8 +278,9 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn new(first: u64, heat: &'a Heat<'a>) -> Self {
-        Self { first, run: first, heat, limit: MAX_INSTRUCTIONS, branches: 0, turns: 0, returns: Vec::new() }
+    fn new(first: u64, checks_itself: bool, heat: &'a Heat<'a>) -> Self {
+        let limit = if checks_itself { MAX_CHECKED } else { MAX_INSTRUCTIONS };
+        Self { first, checks_itself, run: first, heat, limit, branches: 0, turns: 0, returns: Vec::new() }
     }
 
     /// Where it goes on behind `item`, which `before` others precede; `None`: it ends there.
@@ -283,6 +295,11 @@ impl<'a> Path<'a> {
     fn way_on(&mut self, item: &Item, before: usize) -> Option<u64> {
         let insn = &item.insn;
         let inside = |target: u64| Some(target).filter(|t| *t < PAGE as u64);
+        if self.checks_itself {
+            let straight = matches!(item.plan, Plan::Jcc(_)) || insn.flow_control() == FlowControl::Next;
+            let ends = !straight || matches!(item.plan, Plan::Barrier) || cpu_soft::may_change_code(insn);
+            return (!ends).then_some(insn.next_ip());
+        }
         match item.plan {
             Plan::Barrier | Plan::Indirect(_) | Plan::Syscall | Plan::Sysret => None,
             Plan::Jmp => {
@@ -384,8 +401,10 @@ fn loads_masks(insn: &Instruction) -> bool {
 
 /// Fills in which flags matter behind each instruction.
 fn find_live(source: &mut Source, bits: u32, engine: &Engine) {
+    // Code that is not compared may change.
+    let known = !source.checks_itself;
     let ahead = |page: &[u8], at: u64| {
-        if at < PAGE as u64 { liveness::at(page, bits, at, engine.features) } else { liveness::ALL }
+        if known && at < PAGE as u64 { liveness::at(page, bits, at, engine.features) } else { liveness::ALL }
     };
     if source.closing.is_none() && source.items.last().is_some_and(Item::goes_on) {
         source.live_end = ahead(&source.page[..], u64::from(source.end));

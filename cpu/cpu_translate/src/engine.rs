@@ -49,8 +49,8 @@ pub struct Site {
     pub op: Op<SoftCore>,
     /// Address that its offset counts from: the page's.
     pub rip: u64,
-    /// RAM page.
-    pub page: u64,
+    /// RAM page, unless the block checks itself.
+    pub page: Option<u64>,
     /// May change how code runs: whatever is behind it is looked up anew.
     pub barrier: bool,
     /// Instructions of the block up to this one.
@@ -104,6 +104,8 @@ pub struct ExitSite {
     pub same_page: Option<PageNumber>,
     /// It leads to a careful translation.
     pub careful: bool,
+    /// The block that it leaves checks itself.
+    pub checks_itself: bool,
 }
 
 /// An entry of the table of indirect branches, as emitted code reads it: linear address, code. (An array of plain words:
@@ -149,6 +151,8 @@ pub struct Engine {
     pub exit: Exit,
     /// The next translation is to be a careful one if it is at this address.
     careful_at: Option<u64>,
+    /// The block that found itself changed, while emitted code runs.
+    pub stale: Option<u32>,
 }
 
 impl Engine {
@@ -176,6 +180,7 @@ impl Engine {
             asked: vec![(0, 0); ASKED_ENTRIES].into_boxed_slice(),
             exit: Exit::Branch,
             careful_at: None,
+            stale: None,
         })
     }
 
@@ -314,14 +319,17 @@ impl Engine {
     }
 
     /// Where to go on at RIP by the handlers as far as memory goes: for the one instruction there at least.
-    /// It is in RAM page `page`, as the code that ran: that is tracked.
-    pub fn go_on_carefully(&mut self, core: &mut SoftCore, page: Option<PageNumber>) -> u64 {
+    /// It is in the RAM page of exit `exit`, by which it was come to: that is tracked, or checks itself.
+    pub fn go_on_carefully(&mut self, core: &mut SoftCore, exit: usize) -> u64 {
         self.exit = Exit::Branch;
         if !runtime::may_go_on(core) {
             return self.thunks.leave;
         }
         let linear = core.linear_ip();
-        let place = core.known_place(linear).filter(|p| page.is_some_and(|page| page.get() == p.at >> 12));
+        let ExitSite { same_page, checks_itself, .. } = self.exits[exit];
+        let place =
+            core.known_place(linear).filter(|p| same_page.is_some_and(|page| page.get() == p.at >> 12));
+        let place = place.map(|p| Place { checks_itself, ..p });
         if let (Some(context), Some(place)) = (self.context(core), place) {
             let key = context | CAREFUL;
             // Not if all had to be dropped: emitted code waits for us.
@@ -372,11 +380,52 @@ impl Engine {
         }
     }
 
+    /// Leaves at `linear`, where a block with this key was, in a way that makes progress: what a careful translation was made
+    /// for leads to it again and again.
+    pub fn leave_from(&mut self, key: u8, linear: u64) -> u64 {
+        if key & CAREFUL != 0 {
+            self.careful_at = Some(linear);
+        }
+        self.exit = Exit::Branch;
+        self.thunks.leave
+    }
+
+    /// As `replace`, for ways into the body of a block that found itself changed.
+    pub fn replace_body(&mut self, old: usize, to: u64) {
+        self.lead(self.blocks[old].body, to);
+    }
+
     /// Makes code at `from` a jump to `to`.
     fn lead(&mut self, from: u64, to: u64) {
         let mut jump = [0xE9, 0, 0, 0, 0];
         jump[1..].copy_from_slice(&(to.wrapping_sub(from + 5) as u32).to_le_bytes());
         self.memory.patch(from, &jump);
+    }
+
+    /// Drops block `id`. Only while the vCPU is outside of its code.
+    fn drop_block(&mut self, id: u32) {
+        let b = &mut self.blocks[id as usize];
+        b.live = false;
+        let b = *b;
+        self.by_place.remove(&(b.linear, b.at, b.key));
+        // Whoever still knows its entry comes out at the miss.
+        self.lead(b.guarded, b.miss);
+        let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
+        let slot = b.linear as usize & (TABLE_ENTRIES - 1);
+        if table[slot][1] == b.guarded {
+            table[slot] = nothing(slot);
+        }
+    }
+
+    /// Drops block `id` alone of its page's. Ways into its body lead to what it became, the next time.
+    fn forget(&mut self, id: u32) {
+        let Some(page) = self.blocks.get(id as usize).map(|b| b.at >> 12) else { return };
+        if let Some(ids) = self.by_page.get_mut(&page)
+            && let Some(n) = ids.iter().position(|known| *known == id)
+        {
+            ids.swap_remove(n);
+            self.drop_block(id);
+        }
     }
 
     fn clear(&mut self) {
@@ -446,23 +495,16 @@ impl Translator for Engine {
             enter(core, target);
             core.hot.budget -= runtime::SPAN - core.hot.countdown;
             x87::to_core(core, &(*engine).sites);
-            Some((*engine).exit)
         }
+        if let Some(stale) = self.stale.take() {
+            self.forget(stale);
+        }
+        Some(self.exit)
     }
 
     fn forget_page(&mut self, page: u64) {
         for id in self.by_page.remove(&page).unwrap_or_default() {
-            let b = &mut self.blocks[id as usize];
-            b.live = false;
-            let b = *b;
-            self.by_place.remove(&(b.linear, b.at, b.key));
-            // Whoever still knows its entry comes out at the miss.
-            self.lead(b.guarded, b.miss);
-            let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
-            let slot = b.linear as usize & (TABLE_ENTRIES - 1);
-            if table[slot][1] == b.guarded {
-                table[slot] = nothing(slot);
-            }
+            self.drop_block(id);
         }
     }
 

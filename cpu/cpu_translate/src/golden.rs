@@ -202,7 +202,7 @@ fn describe(name: &str, code: &[u8], mode: u32, heat: &Heat<'_>) -> String {
     let offset = AT as usize & 0xFFF;
     page[offset..offset + code.len()].copy_from_slice(code);
     let mode = ModeKey(mode | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
-    let place = Place { linear: AT, at: offset as u64, mode };
+    let place = Place { linear: AT, at: offset as u64, mode, checks_itself: false };
     let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat);
     elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), false);
     let base = engine.memory.next();

@@ -111,7 +111,7 @@ mod tests {
         let mode = x86_emulate::ModeKey(
             x86_emulate::ModeKey::LONG | x86_emulate::ModeKey::LMA | x86_emulate::ModeKey::PROTECTED,
         );
-        let place = Place { linear: 0x40_0100, at: 0x100, mode };
+        let place = Place { linear: 0x40_0100, at: 0x100, mode, checks_itself: false };
         let mut page = Box::new([0xF4; 4096]);
         page[0x100..0x103].copy_from_slice(&[0x48, 0x01, 0xD8]); // add rax, rbx
         let source = crate::block::read(&engine, &place, &engine.host(0), page, None, &|_| 0);

@@ -1,7 +1,7 @@
 //! What emitted code calls. Each function gets the `SoftCore` with the guest's registers in memory and says
 //! where to go on: 0 (behind the operation), the address of a translation, or that of the leaving thunk.
 
-use crate::engine::Engine;
+use crate::engine::{Block, CAREFUL, Engine, ExitSite};
 use crate::thunks::slot;
 use crate::x87;
 use cpu_soft::SoftCore;
@@ -88,12 +88,9 @@ pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    let (target, careful, page) = {
-        let site = &engine.exits[exit as usize];
-        (site.target, site.careful, site.same_page)
-    };
+    let ExitSite { target, careful, .. } = engine.exits[exit as usize];
     core.cpu.gpr[RIP] = target;
-    let to = if careful { engine.go_on_carefully(core, page) } else { engine.go_on(core) };
+    let to = if careful { engine.go_on_carefully(core, exit as usize) } else { engine.go_on(core) };
     if to != engine.thunks.leave {
         engine.link(exit as usize, core);
     }
@@ -108,10 +105,35 @@ pub unsafe extern "sysv64" fn miss(core: *mut SoftCore, block: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    core.cpu.gpr[RIP] = engine.blocks[block as usize].linear;
+    let Block { live, key, linear, .. } = engine.blocks[block as usize];
+    core.cpu.gpr[RIP] = linear;
+    if !live && key & CAREFUL != 0 {
+        return engine.leave_from(key, linear);
+    }
     let to = engine.go_on_checked(core);
     if to != engine.thunks.leave {
         engine.replace(block as usize, to);
+    }
+    to
+}
+
+/// Block `block` is not any more what it was made from: the interpreter goes on there, or what the block became.
+///
+/// # Safety
+/// See [`parts`].
+pub unsafe extern "sysv64" fn stale(core: *mut SoftCore, block: u64) -> u64 {
+    // SAFETY: the caller is emitted code.
+    let (core, engine) = unsafe { parts(core) };
+    core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
+    let Block { live, key, linear, .. } = engine.blocks[block as usize];
+    core.cpu.gpr[RIP] = linear;
+    if live || key & CAREFUL != 0 {
+        engine.stale = Some(block as u32);
+        return engine.leave_from(key, linear);
+    }
+    let to = engine.go_on_checked(core);
+    if to != engine.thunks.leave {
+        engine.replace_body(block as usize, to);
     }
     to
 }

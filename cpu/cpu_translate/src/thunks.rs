@@ -77,6 +77,8 @@ pub struct Thunks {
     pub exit: u64,
     /// Jumped to with the number of a block in `T1` whose guard failed.
     pub miss: u64,
+    /// Jumped to with the number of a block in `T1` that found itself changed.
+    pub stale: u64,
     /// Jumped to with the linear address in `T1` where the guest goes on, the countdown run out.
     pub resume: u64,
     /// Jumped to with the address of an instruction in `T1` that the interpreter has to do.
@@ -225,6 +227,7 @@ impl Thunks {
         for (address, function) in [
             (&mut t.exit, runtime::exit as *const () as u64),
             (&mut t.miss, runtime::miss as *const () as u64),
+            (&mut t.stale, runtime::stale as *const () as u64),
             (&mut t.resume, runtime::resume as *const () as u64),
             (&mut t.interpret, runtime::interpret as *const () as u64),
         ] {

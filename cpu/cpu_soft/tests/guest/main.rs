@@ -14,6 +14,7 @@ mod hostile;
 mod hostile_code;
 mod interrupts;
 mod lockstep;
+mod mixed_pages;
 mod modes;
 mod one_place;
 mod page_ends;

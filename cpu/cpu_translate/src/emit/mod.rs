@@ -61,6 +61,8 @@ enum Stub {
     Expired { jump: Patch, at: Rm },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
     Unlinked { expired: Patch, jump: Patch, target: u64, same_page: Option<PageNumber>, careful: bool },
+    /// Its bytes are not those any more that the block was made from.
+    Stale { jumps: Vec<Patch> },
 }
 
 /// See the module's header.
@@ -149,6 +151,9 @@ impl<'a> Emitter<'a> {
         self.a.bytes(&[0; 4]);
         let miss = self.a.jcc_later(cc::NOT_EQUAL);
         self.block.body = self.a.here();
+        if source.checks_itself {
+            self.check_itself(source);
+        }
         if source.items.iter().any(|i| matches!(i.plan, Plan::Vector(_) | Plan::CopyVector)) {
             self.need_vector();
         }
@@ -248,7 +253,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn site(&mut self, op: &Op<SoftCore>, barrier: bool, sees_x87: bool) -> u32 {
-        let (rip, page) = (self.linear(0), self.place.at >> 12);
+        let (rip, page) = (self.linear(0), (!self.place.checks_itself).then_some(self.place.at >> 12));
         self.engine.sites.push(Site { op: *op, rip, page, barrier, done: self.done, sees_x87 });
         self.engine.sites.len() as u32 - 1
     }
@@ -399,6 +404,11 @@ impl<'a> Emitter<'a> {
                     self.a.mov_imm(T1, target);
                     self.a.jmp(self.engine.thunks.interpret);
                 }
+                Stub::Stale { jumps } => {
+                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.a.mov_imm32(T1, self.engine.blocks.len() as u32);
+                    self.a.jmp(self.engine.thunks.stale);
+                }
                 Stub::Expired { jump, at } => {
                     self.a.bind(jump);
                     self.a.modrm(&[], true, false, &[0x8B], T1, at); // mov
@@ -409,7 +419,8 @@ impl<'a> Emitter<'a> {
                     self.a.bind(jump);
                     let code = self.block.guarded - self.engine.memory.start();
                     let jump = code as u32 + jump.0 as u32;
-                    self.engine.exits.push(ExitSite { jump, target, same_page, careful });
+                    let checks_itself = self.place.checks_itself;
+                    self.engine.exits.push(ExitSite { jump, target, same_page, careful, checks_itself });
                     self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);
                     self.a.jmp(self.engine.thunks.exit);
                 }

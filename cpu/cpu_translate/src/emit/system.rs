@@ -2,13 +2,44 @@
 
 use super::{Emitter, Stub};
 use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field};
-use crate::block::Item;
+use crate::block::{Item, Source};
 use crate::liveness::ALL;
 use crate::thunks::{slot, slot_at};
 use cpu_soft::translate::layout;
 use x86_defs::{SegmentIndex, flags};
 
 impl Emitter<'_> {
+    /// At the start of a block that checks itself: its bytes in RAM must be those that it was made from.
+    pub(super) fn check_itself(&mut self, source: &Source) {
+        let first = self.place.at as usize & 0xFFF;
+        let bytes = &source.page[first..usize::from(source.end).clamp(first, source.page.len())];
+        self.a.mov_imm(T1, self.place.at);
+        let mut jumps = Vec::new();
+        let operand = |at: usize| Mem { base: T1, index: None, disp: at as i32, ram: true };
+        let mut done = 0;
+        while done < bytes.len() {
+            // The last eight overlap others rather than be less.
+            let n = if bytes.len() >= 8 { 8 } else { bytes.len() - done };
+            let at = done.min(bytes.len() - n);
+            if n == 8 {
+                let mut word = [0; 8];
+                word.copy_from_slice(&bytes[at..at + 8]);
+                self.a.mov_imm(T0, u64::from_le_bytes(word));
+                self.a.alu(0x3B, T0, operand(at)); // cmp
+                jumps.push(self.a.jcc_later(cc::NOT_EQUAL));
+                done = at + 8;
+            } else {
+                let n = if n >= 4 { 4 } else { 1 };
+                let opcode = if n == 4 { 0x81 } else { 0x80 };
+                self.a.modrm(&[], false, false, &[opcode], 7, operand(at).into()); // cmp
+                self.a.bytes(&bytes[at..at + n]);
+                jumps.push(self.a.jcc_later(cc::NOT_EQUAL));
+                done = at + n;
+            }
+        }
+        self.stubs.push(Stub::Stale { jumps });
+    }
+
     /// Before an instruction that reaches into the next page, which is none of the block's and may change: its bytes there
     /// must be the same and executable. Otherwise the interpreter does it.
     pub(super) fn check_behind(&mut self, item: &Item) {

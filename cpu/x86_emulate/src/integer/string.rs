@@ -26,6 +26,8 @@ const ONCE: u8 = 0;
 const REPE: u8 = 1;
 const REPNE: u8 = 2;
 
+/// Runs within pages between two looks at interrupts.
+const PAGES_AT_ONCE: u32 = 16;
 /// Elements done one by one before interrupts are looked at.
 const ELEMENTS_AT_ONCE: u32 = 256;
 
@@ -143,10 +145,16 @@ fn string<C: Core, W: Word, const KIND: u8, const REP: u8>(c: &mut C, op: &Op<C>
     }
     let stepping = c.cpu().mode.has(ModeKey::TRAP);
     if matches!(KIND, MOVS | STOS) && left > 1 && !stepping {
-        let done = attempt!(block::<C, W, KIND>(c, op, left));
-        if done > 0 {
+        let before = left;
+        for _ in 0..PAGES_AT_ONCE {
+            let done = attempt!(block::<C, W, KIND>(c, op, left));
             left -= done;
             set_masked(c, op, RCX, left);
+            if done == 0 || left == 0 {
+                break;
+            }
+        }
+        if left < before {
             return if left == 0 { Step::Next } else { again(c, op) };
         }
     }
