@@ -34,6 +34,11 @@ const NEEDS: &[Need] = &[
         package: "bochsbios",
         purpose: "the same for its firmware",
     },
+    Need {
+        program: "/boot/xen-4.17-amd64.gz",
+        package: "xen-hypervisor-4.17-amd64",
+        purpose: "what bare metal is measured against",
+    },
     Need { program: "mformat", package: "mtools", purpose: "makes boot volumes for Bochs" },
     Need { program: "qemu-img", package: "qemu-utils", purpose: "checks qcow2 images" },
     Need { program: "mmdebstrap", package: "mmdebstrap", purpose: "builds the Debian disk" },

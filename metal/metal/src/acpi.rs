@@ -1,8 +1,9 @@
-//! What ACPI's tables tell of the machine (ACPI 6.5, 5.2): its processors, and whether it has an IOMMU.
+//! What ACPI's tables tell of the machine (ACPI 6.5, 5.2): its processors, and its IOMMUs.
 //!
 //! Called by: [`crate::start`]. The tables are firmware's: every length is capped, a checksum that is wrong drops its
 //! table. Physical memory is read through a function of the caller's, so that this runs on any host.
 
+use crate::amd_vi;
 use crate::boot_info::ReadPhysical;
 use alloc::vec::Vec;
 
@@ -40,6 +41,8 @@ pub struct Acpi {
     pub processors: Vec<u32>,
     /// The first that is told of.
     pub iommu: Option<Iommu>,
+    /// Those of AMD's.
+    pub amd_units: Vec<amd_vi::Unit>,
 }
 
 impl Acpi {
@@ -68,7 +71,10 @@ impl Acpi {
     fn take(&mut self, table: &[u8]) {
         match &table[..4] {
             b"APIC" => self.take_processors(table),
-            b"IVRS" => self.iommu = self.iommu.or(Some(Iommu::Amd)),
+            b"IVRS" => {
+                self.iommu = self.iommu.or(Some(Iommu::Amd));
+                self.amd_units = amd_vi::units(table);
+            }
             b"DMAR" => self.iommu = self.iommu.or(Some(Iommu::Intel)),
             _ => {}
         }
@@ -171,7 +177,9 @@ mod tests {
         body.extend([9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0]);
         body.extend([0, 8, 3, 5, 1, 0, 0, 0]);
         memory.table(0x2000, b"APIC", &body);
-        memory.table(0x3000, b"IVRS", &[0; 12]);
+        let mut unit = alloc::vec![0; 12];
+        unit.extend([0x10, 0, 24, 0, 2, 0, 0x40, 0, 0, 0, 0xD8, 0xFE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        memory.table(0x3000, b"IVRS", &unit);
         let entries: Vec<u8> =
             [0x2000u64, 0x3000, 0x7FFF_0000].into_iter().flat_map(u64::to_le_bytes).collect();
         memory.table(0x1000, b"XSDT", &entries);
@@ -181,20 +189,22 @@ mod tests {
 
     #[test]
     fn processors_and_iommus_are_found() {
-        let expected = Acpi { processors: alloc::vec![0, 5, 0x100], iommu: Some(Iommu::Amd) };
+        let amd_units = alloc::vec![amd_vi::Unit { registers: 0xFED8_0000, function: amd_vi::DeviceId(2) }];
+        let expected = Acpi { processors: alloc::vec![0, 5, 0x100], iommu: Some(Iommu::Amd), amd_units };
         assert_eq!(Acpi::read(&example(), 0), expected);
         assert_eq!(Acpi::read(&example(), 0xF_0010), expected);
         let mut old = example();
         old.table(0x1800, b"RSDT", &[0, 0x20, 0, 0]);
         old.root(0xF_0010, 0, 0x1800, 0);
-        assert_eq!(Acpi::read(&old, 0), Acpi { iommu: None, ..expected });
+        assert_eq!(Acpi::read(&old, 0), Acpi { iommu: None, amd_units: Vec::new(), ..expected });
     }
 
     #[test]
     fn what_is_damaged_is_left_out() {
         let mut memory = example();
         memory.0[0x2030] ^= 1;
-        assert_eq!(Acpi::read(&memory, 0), Acpi { processors: Vec::new(), iommu: Some(Iommu::Amd) });
+        let left = Acpi::read(&memory, 0);
+        assert_eq!((left.processors, left.iommu), (Vec::new(), Some(Iommu::Amd)));
         memory.0[0x1004] = 0;
         memory.0[0x1005] = 0xFF;
         memory.0[0x1007] = 0xFF;

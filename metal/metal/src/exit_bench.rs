@@ -2,7 +2,8 @@
 //! counts instructions (QEMU's `-icount shift=0`) and the guest's counter is the processor's, a tick is an instruction.
 //!
 //! Booted by PVH as a guest of `bedplate-metal`, with one virtio disk; `cargo xtask metal test` compares what it says with
-//! what was pinned. Of each operation the cheapest of many counts: no timer came between.
+//! what was pinned. `cargo xtask metal costs` boots it as a guest of KVM and of Xen, too. Of each operation the cheapest
+//! of many counts: no timer came between.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -30,6 +31,8 @@ mod guest {
     const POWER: (u16, u16) = (0x604, 5 << 10 | 1 << 13);
     /// COM1's interrupt enable and line status.
     const UART: (u16, u16) = (0x3F9, 0x3FD);
+    /// The address of PCI's configuration space.
+    const PCI_ADDRESS: u16 = 0xCF8;
     const APIC_BASE: u32 = 0x1B;
     /// An address that is neither RAM nor a device's.
     pub const NOTHING: usize = 0xFED8_0000;
@@ -45,6 +48,7 @@ mod guest {
     #[unsafe(no_mangle)]
     extern "C" fn metal_start(_: u64) -> ! {
         serial::initialize();
+        metal::log!("EXIT-COST begin");
         // SAFETY: once, here; nothing else names the arena. This processor is at level 0 in 64-bit mode, interrupts off.
         unsafe {
             HEAP.claim((&raw mut ARENA).cast(), HEAP_BYTES);
@@ -59,6 +63,8 @@ mod guest {
         tell("CPUID, leaf 1", cheapest(|| cpuid(1)));
         tell("IN from the UART model", cheapest(|| _ = arch::in8(UART.1)));
         tell("OUT to the UART model", cheapest(|| arch::out8(UART.0, 0)));
+        tell("IN from the host bridge model", cheapest(|| _ = arch::in32(PCI_ADDRESS)));
+        tell("OUT to the host bridge model", cheapest(|| arch::out32(PCI_ADDRESS, 0)));
         // SAFETY: the register exists.
         tell("RDMSR", cheapest(|| _ = unsafe { arch::read_msr(APIC_BASE) }));
         let nowhere = core::ptr::with_exposed_provenance::<u32>(NOTHING);
@@ -67,6 +73,9 @@ mod guest {
         match disk_reads() {
             Some(ticks) => tell("virtio-blk read, kick to interrupt", ticks),
             None => metal::log!("EXIT-COST: there is no disk"),
+        }
+        if let Some(kib) = xen::own_memory_kib() {
+            metal::log!("XEN-MEMORY {kib}");
         }
         metal::log!("EXIT-COST end");
         arch::out16(POWER.0, POWER.1);
@@ -82,6 +91,46 @@ mod guest {
         core::iter::repeat_with(once).take(ROUNDS).min().unwrap_or(0)
     }
 
+    /// What Xen tells its first domain (xen/include/public).
+    mod xen {
+        const MEMORY_OP: u64 = 12;
+        const CURRENT_RESERVATION: u64 = 3;
+        const DOMAIN_SELF: u16 = 0x7FF0;
+        const SYSCTL: u64 = 35;
+        const PHYSICAL_INFO: u64 = 3;
+        /// Xen 4.17's `XEN_SYSCTL_INTERFACE_VERSION`.
+        const VERSION: u64 = 0x15;
+        /// Where `struct xen_sysctl` has `total_pages` and `free_pages`, in words.
+        const TOTAL: usize = 6;
+        const FREE: usize = 7;
+
+        fn call(number: u64, first: u64, second: u64) -> i64 {
+            let result;
+            // SAFETY: the caller found Xen; the calls below write to what their argument points to only.
+            unsafe {
+                core::arch::asm!("vmmcall", inout("rax") number => result, inout("rdi") first => _,
+                    inout("rsi") second => _, options(nostack));
+            }
+            result
+        }
+
+        /// Memory that is neither free nor this domain's; `None`: this is no first domain of Xen 4.17 on AMD.
+        pub fn own_memory_kib() -> Option<u64> {
+            let id = core::arch::x86_64::__cpuid(0x4000_0000);
+            let name = [id.ebx, id.ecx, id.edx].map(u32::to_le_bytes);
+            if name.as_flattened() != b"XenVMMXenVMM" {
+                return None;
+            }
+            let domain = DOMAIN_SELF;
+            let own = call(MEMORY_OP, CURRENT_RESERVATION, (&raw const domain).expose_provenance() as u64);
+            let mut info = [0u64; 32];
+            info[0] = PHYSICAL_INFO | VERSION << 32;
+            let result = call(SYSCTL, info.as_mut_ptr().expose_provenance() as u64, 0);
+            let pages = info[TOTAL].checked_sub(info[FREE])?.checked_sub(u64::try_from(own).ok()?)?;
+            (result == 0).then_some(pages * 4)
+        }
+    }
+
     fn cpuid(leaf: u32) {
         core::hint::black_box(core::arch::x86_64::__cpuid_count(leaf, 0));
     }
@@ -94,6 +143,7 @@ mod guest {
         root.set_command(place, Command::MEMORY_SPACE | Command::BUS_MASTER);
         let transport = PciTransport::new::<OneToOne, _>(&mut root, place).ok()?;
         let mut disk = VirtIOBlk::<OneToOne, _>::new(transport).ok()?;
+        lapic::mask_legacy_controllers();
         lapic::enable();
         interrupts::on_device(|| DONE.store(true, SeqCst));
         // SAFETY: registers below 4 GiB are mapped; the driver selects no queue again.

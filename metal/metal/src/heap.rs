@@ -10,7 +10,7 @@ use talc::source::Manual;
 /// See the module's header. Empty until [`Heap::claim`].
 pub struct Heap(TalcLock<spin::Mutex<()>, Manual>);
 
-/// Bytes that are handed out, by all heaps: there is one.
+/// Bytes that are handed out, by all heaps: the one, and what devices reach where there is an IOMMU.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes that are handed out now.

@@ -5,11 +5,12 @@
 //! [`arch`].
 //!
 //! - [`boot_info`], [`memory`], [`acpi`]: what the loader handed over, which memory is free, what firmware tells.
+//! - [`amd_vi`]: what holds devices to their memory.
 //! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
 //! - [`disk`], [`switch`]: what guests' disks and networks are connected to.
 //! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here;
 //!   [`monitor`], [`line_editor`]: what people ask them.
-//! - [`log`], [`panic`]: the serial line and the last words on it.
+//! - [`log`], [`panic`], [`screen`]: the serial line, the last words on it and on the screen.
 #![no_std]
 
 extern crate alloc;
@@ -17,6 +18,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi;
+pub mod amd_vi;
 pub mod arch;
 pub mod boot_info;
 pub mod bundle;
@@ -29,6 +31,7 @@ pub mod log;
 pub mod memory;
 pub mod monitor;
 pub mod panic;
+pub mod screen;
 mod start;
 pub mod switch;
 pub mod turns;

@@ -34,6 +34,8 @@ pub enum Command {
     Processors,
     /// The hypervisor breaks down.
     Crash(Crash),
+    /// A disk that is no VM's reads to where it must not write.
+    Stray,
     /// These commands.
     Help,
 }
@@ -64,6 +66,7 @@ memory          memory of this machine
 cpus            its processors, and how busy they are
 crash panic     end the hypervisor, and see how it tells
 crash stack     the same by a stack that overflows
+crash dma       have a disk that is no VM's write where it must not
 help            this";
 
 /// The request in a line, `None` in an empty one. VMs are counted from 1 by people.
@@ -90,7 +93,8 @@ pub fn parse(line: &str, vms: usize) -> Result<Option<Command>, String> {
         Some("crash") => match words[1..] {
             ["panic"] => Ok(Some(Command::Crash(Crash::Panic))),
             ["stack"] => Ok(Some(Command::Crash(Crash::Stack))),
-            _ => Err("say how: crash panic, or crash stack".to_string()),
+            ["dma"] => Ok(Some(Command::Stray)),
+            _ => Err("say how: crash panic, crash stack or crash dma".to_string()),
         },
         Some("stop") => vm(Command::Stop),
         Some("stats") => vm(Command::Statistics),

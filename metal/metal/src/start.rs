@@ -1,13 +1,19 @@
 //! From the boot code to a running hypervisor: the order of steps.
 
 use crate::acpi::{Acpi, Iommu};
+use crate::amd_vi::DeviceId;
+use crate::arch::dma::{self, ARENA_BYTES};
+use crate::arch::iommu::{self, REGISTER_BYTES};
 use crate::arch::paging::{self, PageTables};
-use crate::arch::{self, clock, image, interrupts, lapic, pci, processors, serial};
+use crate::arch::pci::VirtioFunction;
+use crate::arch::{self, clock, image, interrupts, lapic, pci, processors, screen, serial};
 use crate::boot_info::{BootInfo, ReadPhysical};
 use crate::heap::Heap;
-use crate::memory::FreeMemory;
+use crate::memory::{FreeMemory, MemoryKind};
 use crate::panic::refuse;
+use crate::screen::Framebuffer;
 use alloc::vec::Vec;
+use virtio_drivers::transport::pci::bus::DeviceFunction;
 
 /// The boot code maps this much; the heap must be in it.
 const BOOT_MAPPED: u64 = 4 << 30;
@@ -39,6 +45,11 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
         Ok(info) => info,
         Err(error) => refuse(format_args!("{error}")),
     };
+    let framebuffer = framebuffer(&info);
+    if let Some(framebuffer) = framebuffer.filter(|f| f.range().end <= BOOT_MAPPED) {
+        // SAFETY: the boot code maps it, and `one_to_one` will; it is no RAM.
+        unsafe { screen::set_framebuffer(framebuffer) };
+    }
     show_memory(&info);
     let mut free = FreeMemory::of(&info.memory);
     let own = image::image();
@@ -46,8 +57,11 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     info.modules.iter().flatten().for_each(|module| free.reserve(module.start, module.bytes));
     claim_heap(heap, &mut free);
     let functions = pci::virtio_functions();
-    let registers: Vec<_> = functions.iter().flat_map(|function| function.registers.clone()).collect();
     let acpi = Acpi::read(&OneToOne, info.rsdp);
+    let registers = functions.iter().flat_map(|function| function.registers.clone());
+    let units = acpi.amd_units.iter().map(|unit| unit.registers);
+    let registers = registers.chain(units.map(|at| at..at.saturating_add(REGISTER_BYTES)));
+    let registers: Vec<_> = registers.chain(framebuffer.map(|f| f.range())).collect();
     let others = acpi.processors.len().saturating_sub(1);
     let guards = processors::take_stacks(others, &mut free);
     let tables = paging::set_own(PageTables::one_to_one(&info.memory, &own, &registers, &guards));
@@ -57,6 +71,12 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
         tables.activate();
         interrupts::install();
         processors::set_number(0);
+    }
+    let mapped =
+        |f: &Framebuffer| [f.range().start, f.range().end - 1].iter().all(|at| tables.entry(*at) != 0);
+    if let Some(framebuffer) = framebuffer.filter(mapped) {
+        // SAFETY: its tables map it; it is no RAM.
+        unsafe { screen::set_framebuffer(framebuffer) };
     }
     lapic::mask_legacy_controllers();
     clock::initialize();
@@ -69,8 +89,18 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     );
     crate::log!("free memory: {} MiB", free.bytes() / MIB);
     arch::enable_interrupts();
-    show_acpi(&acpi);
+    crate::log!("processors: {}", acpi.processors.len().max(1));
+    start_iommu(&acpi, &functions, &mut free);
     crate::ground::run(&info, &acpi, free, &functions)
+}
+
+/// What the loader tells of, if it is not in RAM.
+fn framebuffer(info: &BootInfo) -> Option<Framebuffer> {
+    let found = Framebuffer::parse(info.command_line())?;
+    let place = found.range();
+    let mut ram = info.memory.ranges().iter().filter(|range| range.kind != MemoryKind::Reserved);
+    let free = ram.all(|range| range.end() <= place.start || range.start >= place.end);
+    free.then_some(found)
 }
 
 fn show_memory(info: &BootInfo) {
@@ -81,9 +111,35 @@ fn show_memory(info: &BootInfo) {
     crate::log!("usable memory: {} MiB", info.memory.usable_bytes() / MIB);
 }
 
-fn show_acpi(acpi: &Acpi) {
-    let iommu = acpi.iommu.map_or("none", Iommu::name);
-    crate::log!("processors: {}, IOMMU: {iommu}", acpi.processors.len().max(1));
+/// Has an IOMMU that we know hold devices to the arena.
+fn start_iommu(acpi: &Acpi, functions: &[VirtioFunction], free: &mut FreeMemory) {
+    match acpi.iommu {
+        None => return crate::log!("IOMMU: none"),
+        Some(Iommu::Amd) if !acpi.amd_units.is_empty() => {}
+        Some(other) => return crate::log!("IOMMU: {}, which is not used", other.name()),
+    }
+    let Some(start) = free.take(ARENA_BYTES, 4096, BOOT_MAPPED) else {
+        refuse(format_args!("no {} MiB of memory in one piece for devices", ARENA_BYTES / MIB));
+    };
+    let arena = start..start + ARENA_BYTES;
+    let id = |place: DeviceFunction| {
+        u16::from(place.bus) << 8 | u16::from(place.device) << 3 | u16::from(place.function)
+    };
+    let devices: Vec<_> = functions.iter().map(|function| DeviceId(id(function.place))).collect();
+    let last_bus = functions.iter().map(|function| function.place.bus).max().unwrap_or(0);
+    // SAFETY: firmware tells of the units, and our tables map them; the arena was free; no driver was started.
+    let tables = unsafe {
+        dma::set_arena(arena.clone());
+        iommu::start(&acpi.amd_units, &devices, last_bus, arena)
+    };
+    let Some(tables) = tables else { refuse(format_args!("the IOMMU does not answer")) };
+    crate::log!(
+        "IOMMU: AMD-Vi, {} in use: {} devices reach {} KiB and nothing else (tables {} KiB)",
+        acpi.amd_units.len(),
+        devices.len(),
+        ARENA_BYTES >> 10,
+        tables >> 10
+    );
 }
 
 fn claim_heap(heap: &Heap, free: &mut FreeMemory) {

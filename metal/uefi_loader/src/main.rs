@@ -10,9 +10,10 @@ mod firmware {
     use alloc::string::{String, ToString};
     use alloc::vec::Vec;
     use core::arch::asm;
-    use uefi::boot::{self, AllocateType};
+    use uefi::boot::{self, AllocateType, OpenProtocolAttributes, OpenProtocolParams};
     use uefi::mem::memory_map::{MemoryMap, MemoryType};
     use uefi::prelude::*;
+    use uefi::proto::console::gop::{GraphicsOutput, PixelFormat};
     use uefi::table::cfg::ConfigTableEntry;
     use uefi::{cstr16, fs, println, system};
     use uefi_loader::elf::Image;
@@ -47,6 +48,7 @@ mod firmware {
         .map_err(|error| format!("no memory for what is handed over: {error}"))?;
         check_place(&image)?;
         let rsdp = rsdp();
+        let screen = screen().unwrap_or_default();
         // Room now: after boot services nothing can be allocated.
         let mut ranges = Vec::with_capacity(1024);
         // SAFETY: nothing of boot services is used from here on; interrupts are switched off at once.
@@ -64,7 +66,7 @@ mod firmware {
         }
         // SAFETY: the block's pages are ours; the image's place was free for it, as checked, and boot services, which
         // may have been there, are gone. Memory is mapped one to one (UEFI 2.10, 2.3.4).
-        unsafe { enter(&image, at.as_ptr(), &ranges, bundle, rsdp) }
+        unsafe { enter(&image, at.as_ptr(), &ranges, bundle, rsdp, &screen) }
     }
 
     /// Start and length of the bundle; it is never freed.
@@ -127,6 +129,22 @@ mod firmware {
         }
     }
 
+    /// The first screen, in the image's words; `None`: there is none whose pixels are in memory.
+    fn screen() -> Option<String> {
+        let handle = boot::get_handle_for_protocol::<GraphicsOutput>().ok()?;
+        let wanted = OpenProtocolParams { handle, agent: boot::image_handle(), controller: None };
+        // SAFETY: firmware's console goes on using it; we only ask.
+        let screen =
+            unsafe { boot::open_protocol::<GraphicsOutput>(wanted, OpenProtocolAttributes::GetProtocol) };
+        let mut screen = screen.ok()?;
+        let mode = screen.current_mode_info();
+        if mode.pixel_format() == PixelFormat::BltOnly {
+            return None;
+        }
+        let ((width, height), at) = (mode.resolution(), screen.frame_buffer().as_mut_ptr().addr());
+        Some(format!("screen={at},{width},{height},{}", mode.stride()))
+    }
+
     fn rsdp() -> u64 {
         system::with_config_table(|tables| {
             let found = |guid| {
@@ -144,10 +162,11 @@ mod firmware {
         ranges: &[Range],
         bundle: Option<(u64, u64)>,
         rsdp: u64,
+        command_line: &str,
     ) -> ! {
         // What is allocated from here on comes from nowhere: so the block is made in place, without the allocator.
         let mut block = [0u8; MAX_BYTES];
-        let bytes = start_info::write(&mut block, at.addr() as u64, ranges, bundle, rsdp);
+        let bytes = start_info::write(&mut block, at.addr() as u64, ranges, bundle, rsdp, command_line);
         // SAFETY: the caller vouches for both places; they do not overlap what is read.
         unsafe {
             at.copy_from_nonoverlapping(block.as_ptr(), bytes);

@@ -141,7 +141,7 @@ fn build(folder: &Path, name: &str, more: &[&str]) -> Result<PathBuf> {
 }
 
 /// The program, its libraries and its firmware.
-fn needed_by(qemu: &Path) -> Result<Vec<PathBuf>> {
+pub fn needed_by(qemu: &Path) -> Result<Vec<PathBuf>> {
     let said = exec::output(Path::new("/"), "ldd", &[&qemu.to_string_lossy()])?;
     let mut files = vec![qemu.to_path_buf()];
     files.extend(said.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));

@@ -1,6 +1,6 @@
 //! `cargo xtask lab`: Bedplate on a real KVM, without a processor that has virtualization. See `guest_trials::lab`.
 
-mod costs;
+pub mod costs;
 mod native_start;
 
 use std::fs;
@@ -98,7 +98,7 @@ pub fn vmm(binary: Option<&Path>, more: &[String]) -> Result<Vmm> {
     Ok(Vmm::Lab { lab: Box::new(laboratory(bedplate)?), more: all })
 }
 
-fn laboratory(bedplate: PathBuf) -> Result<Lab> {
+pub fn laboratory(bedplate: PathBuf) -> Result<Lab> {
     let qemu = trials::qemu_binary()?;
     let ground = Cache::of_user()?.fetch(guest_catalog::find(lab::GROUND)?, &mut Bars::new())?;
     Ok(Lab { qemu, ground, bedplate })
@@ -172,7 +172,7 @@ fn tests(options: &KvmOptions) -> Result<()> {
 }
 
 /// Starts a session. Its messages are copied: where standard error is a file, QEMU would open it anew, and empty it.
-fn start(qemu: &mut Command) -> Result<Child> {
+pub fn start(qemu: &mut Command) -> Result<Child> {
     // The port's input stays open as long as somebody could write.
     let mut child = qemu.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run QEMU")?;
     if let Some(mut messages) = child.stderr.take() {
@@ -182,7 +182,7 @@ fn start(qemu: &mut Command) -> Result<Child> {
 }
 
 /// Waits for a session's end, which must be good.
-fn finish(run: &Run, qemu: &mut Child, limit: Duration) -> Result<()> {
+pub fn finish(run: &Run, qemu: &mut Child, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let status = loop {
         if let Some(status) = qemu.try_wait()? {

@@ -63,6 +63,8 @@ pub struct Qemu {
     pub cpu: &'static str,
     /// Time is instructions executed: 1 ns each, whatever else the host does.
     pub counted: bool,
+    /// The image ends the emulator when it stops; otherwise it halts, and its monitor is at the serial line (Ctrl-A c).
+    pub ends: bool,
     /// More arguments.
     pub more: Vec<String>,
 }
@@ -73,7 +75,7 @@ impl Qemu {
             bail!("{QEMU} is not installed: cargo xtask setup");
         }
         let (memory_mib, cpus, bundle, cpu) = (1024, 1, None, "max");
-        Ok(Self { boot, memory_mib, cpus, bundle, cpu, counted: false, more: Vec::new() })
+        Ok(Self { boot, memory_mib, cpus, bundle, cpu, counted: false, ends: true, more: Vec::new() })
     }
 
     /// The command, its serial line at `serial`.
@@ -81,7 +83,10 @@ impl Qemu {
         let mut command = Command::new(QEMU);
         command.args(["-accel", "tcg", "-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(["-cpu", self.cpu, "-m", &self.memory_mib.to_string(), "-smp", &self.cpus.to_string()]);
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", serial]).args(&self.more);
+        command.args(["-serial", serial]).args(&self.more);
+        if self.ends {
+            command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        }
         if self.counted {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
@@ -128,7 +133,7 @@ impl Qemu {
 
     /// Boots, and types: the keys of each step once the log is as it waits for.
     pub fn talk(&self, seconds: u64, steps: &[Step<'_>]) -> Result<(String, Ending)> {
-        let mut command = self.command("stdio")?;
+        let mut command = self.command(if self.ends { "stdio" } else { "mon:stdio" })?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run QEMU")?;
         let mut keys = child.stdin.take().context("QEMU has no input")?;

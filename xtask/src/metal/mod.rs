@@ -3,10 +3,13 @@
 mod bochs;
 mod bochs_rows;
 mod bundle;
+mod costs;
 mod emulator;
+mod iommu;
 mod isolation;
 mod loadable;
 mod rows;
+mod screen;
 mod state;
 mod toolchain;
 
@@ -34,6 +37,8 @@ pub enum Metal {
     Run(RunOptions),
     /// Boot it, with and without guests, and judge its serial log.
     Test(TestOptions),
+    /// Count what exits, the start and memory cost beside Xen and KVM on the same emulated machine; a table.
+    Costs(costs::CostsOptions),
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +86,7 @@ pub fn run(task: &Metal) -> Result<()> {
             Ok(())
         }
         Metal::Run(options) => interactive(options),
+        Metal::Costs(options) => costs::run(options),
         Metal::Test(options) => {
             let mut summary = Summary::new(format!("cargo xtask metal test, commit {}", workspace::commit()));
             test(&mut summary, options.only.as_deref(), options.long);

@@ -9,7 +9,9 @@ use guest_trials::{FileServer, Outcome, pattern, pattern_sum};
 
 use super::bundle::{self, BundleOptions};
 use super::emulator::{self, Boot, Ending, Qemu};
-use super::{bochs, bochs_rows, build, build_efi, build_exit_bench, isolation, loadable, state};
+use super::{
+    bochs, bochs_rows, build, build_efi, build_exit_bench, iommu, isolation, loadable, screen, state,
+};
 use crate::summary::Summary;
 use crate::{exec, workspace};
 
@@ -39,10 +41,13 @@ const BOOTS: &[Row] = &[
     ("metal: too little memory is refused", too_little_memory),
     ("metal: a processor without virtualization is refused", no_svm),
     ("metal: a damaged bundle is refused", damaged_bundle),
+    ("metal: a refusal on a text screen", |images| screen::text(images.pvh()?)),
 ];
 /// The same with firmware.
-const UEFI_BOOTS: &[Row] =
-    &[("metal: UEFI boot without a bundle, memory map on serial", |images| memory_map(images.uefi()))];
+const UEFI_BOOTS: &[Row] = &[
+    ("metal: UEFI boot without a bundle, memory map on serial", |images| memory_map(images.uefi())),
+    ("metal: a refusal on UEFI's screen", |images| screen::pixels(images.uefi()?)),
+];
 /// Boots with a guest of our own.
 const OWN_GUESTS: &[Row] = &[
     ("metal: what exits cost, in instructions", exit_costs),
@@ -58,6 +63,7 @@ const GUESTS: &[Row] = &[
     ("metal: two VMs, RAM disk, network between them", |images| two_vms(images, 1)),
     ("metal: two VMs on 2 processors, RAM disk, network between them", |images| two_vms(images, 2)),
     ("metal: the machine's disk and network card", machine_devices),
+    ("metal: disk and network card behind an IOMMU", iommu::devices),
     ("metal: a VM from a host goes on, and goes back", state::from_a_host_and_back),
     ("metal: a VM saved on bare metal goes on there, and on a host", state::from_metal_to_a_host),
     ("metal: VMs that crash, spin and fault beside one that computes", isolation::beside_each_other),
@@ -175,14 +181,14 @@ pub fn bundle_file(name: &str, content: &[u8]) -> Result<PathBuf> {
 }
 
 /// A VM of a row: what its guest does besides computing a checksum, its devices, and what it must say.
-struct Guest {
+pub struct Guest {
     verbs: String,
     lines: Vec<&'static str>,
     says: Vec<String>,
 }
 
 /// The bundle that runs these guests.
-fn bundle_of(cpus: u32, guests: &[Guest]) -> Result<PathBuf> {
+pub fn bundle_of(cpus: u32, guests: &[Guest]) -> Result<PathBuf> {
     let words = |guest: &Guest| {
         format!("quiet {} bedplate.checksum={ROUNDS},{POOL_KIB} bedplate.poweroff", guest.verbs)
     };
@@ -217,7 +223,7 @@ fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
 }
 
 /// Whether all said what they must, and ended.
-fn expect_guests(log: &str, cpus: u32, guests: &[Guest]) -> Result<()> {
+pub fn expect_guests(log: &str, cpus: u32, guests: &[Guest]) -> Result<()> {
     let sum = format!("BEDPLATE-CHECKSUM final {}", guest_trials::checksum_job(ROUNDS, POOL_KIB));
     let ready = format!("{} {cpus} cpus", guest_catalog::READY_MARKER);
     for (vm, guest) in (1..).zip(guests) {
@@ -311,31 +317,58 @@ fn network_card() -> Vec<String> {
 
 /// A guest writes to a disk of the machine, where it is found afterwards, and fetches a file from outside.
 fn machine_devices(images: &Images) -> Result<Outcome> {
-    let disk = bundle_file("disk.img", &vec![0; 8 << 20])?;
-    let server = FileServer::start(pattern("from-the-host", KIB)).context("no server for the guest")?;
-    let mut more = network_card();
-    let drive = format!("if=none,id=d0,format=raw,file={}", disk.display());
-    more.extend(["-drive", &drive, "-device", "virtio-blk-pci,drive=d0"].map(String::from));
-    let guest = Guest {
-        verbs: format!(
-            "bedplate.blk={KIB} bedplate.net=dhcp bedplate.net=fetch,http://GATEWAY:{}/file",
-            server.port()
-        ),
-        lines: vec!["disk = \"machine:0\"", "net = \"switch\"", "console = \"virtio\""],
-        says: vec![
-            format!("BEDPLATE-BLK ok {}", pattern_sum("bedplate-disk", KIB)),
-            "BEDPLATE-NET address 10.0.2.15".into(),
-            format!("BEDPLATE-NET fetched {} {} bytes", pattern_sum("from-the-host", KIB), KIB * 1024),
-        ],
-    };
-    let log = boot(Qemu { more, ..images.pvh()? }, 1, &[guest])?;
-    expect(&log, &["disk 0: virtio, 8 MiB"])?;
-    expect(&log, &["network card: virtio"])?;
-    let written = fs::read(&disk).context("cannot read the machine's disk")?;
-    if written.get(..KIB * 1024) != Some(&pattern("bedplate-disk", KIB)) {
-        bail!("what the guest wrote is not on the machine's disk");
-    }
+    let machine = DeviceMachine::new("")?;
+    let log = boot(Qemu { more: machine.more.clone(), ..images.pvh()? }, 1, &[machine.guest()])?;
+    machine.judge(&log)?;
     Ok(Outcome::Passed)
+}
+
+/// A machine with a disk and a network card, and a server in its network.
+pub struct DeviceMachine {
+    disk: PathBuf,
+    server: FileServer,
+    /// QEMU's words for it.
+    pub more: Vec<String>,
+}
+
+impl DeviceMachine {
+    /// With more properties of its virtio devices.
+    pub fn new(properties: &str) -> Result<Self> {
+        let disk = bundle_file("disk.img", &vec![0; 8 << 20])?;
+        let server = FileServer::start(pattern("from-the-host", KIB)).context("no server for the guest")?;
+        let drive = format!("if=none,id=d0,format=raw,file={}", disk.display());
+        let (card, block) =
+            (format!("virtio-net-pci,netdev=n0{properties}"), format!("virtio-blk-pci,drive=d0{properties}"));
+        let more = ["-netdev", "user,id=n0", "-device", &card, "-drive", &drive, "-device", &block];
+        Ok(Self { more: more.map(String::from).into(), disk, server })
+    }
+
+    /// The guest that uses both.
+    pub fn guest(&self) -> Guest {
+        Guest {
+            verbs: format!(
+                "bedplate.blk={KIB} bedplate.net=dhcp bedplate.net=fetch,http://GATEWAY:{}/file",
+                self.server.port()
+            ),
+            lines: vec!["disk = \"machine:0\"", "net = \"switch\"", "console = \"virtio\""],
+            says: vec![
+                format!("BEDPLATE-BLK ok {}", pattern_sum("bedplate-disk", KIB)),
+                "BEDPLATE-NET address 10.0.2.15".into(),
+                format!("BEDPLATE-NET fetched {} {} bytes", pattern_sum("from-the-host", KIB), KIB * 1024),
+            ],
+        }
+    }
+
+    /// Whether the log tells of both, and what the guest wrote is on the disk.
+    pub fn judge(&self, log: &str) -> Result<()> {
+        expect(log, &["disk 0: virtio, 8 MiB"])?;
+        expect(log, &["network card: virtio"])?;
+        let written = fs::read(&self.disk).context("cannot read the machine's disk")?;
+        if written.get(..KIB * 1024) != Some(&pattern("bedplate-disk", KIB)) {
+            bail!("what the guest wrote is not on the machine's disk");
+        }
+        Ok(())
+    }
 }
 
 /// Pinned within [`TOLERANCE`] percent: instructions of guest and hypervisor together, rounds without a timer interrupt.
@@ -344,6 +377,8 @@ const EXIT_COSTS: &[(&str, u64)] = &[
     ("CPUID, leaf 1", 492),
     ("IN from the UART model", 548),
     ("OUT to the UART model", 460),
+    ("IN from the host bridge model", 505),
+    ("OUT to the host bridge model", 464),
     ("RDMSR", 5747),
     ("MMIO read", 6325),
     ("virtio-blk read, kick to interrupt", 47265),

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod dma;
 pub mod image;
 pub mod interrupts;
+pub mod iommu;
 pub mod lapic;
 pub mod msix;
 pub mod paging;
@@ -15,6 +16,7 @@ pub mod processors;
 pub mod rtc;
 pub mod screen;
 pub mod serial;
+pub mod transport;
 
 use core::arch::asm;
 pub use cpu_hardware::processor::{read_msr, tsc, write_msr};

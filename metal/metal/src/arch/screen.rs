@@ -1,47 +1,63 @@
-//! The text screen of a PC, for last words: 80 × 25 characters at 0xB8000. On a machine without one the writes go
-//! nowhere.
+//! The screen, for last words: the framebuffer that the loader handed over, otherwise the text screen of a PC, 80 × 25
+//! characters at 0xB8000. On a machine without one the writes go nowhere.
 
+use crate::screen::{CELL, Cells, Framebuffer, is_bright};
 use core::fmt::{Arguments, Write};
+use spin::Once;
 
-const BASE: usize = 0xB_8000;
-const COLUMNS: usize = 80;
-const ROWS: usize = 25;
+const TEXT: usize = 0xB_8000;
+const TEXT_CELLS: (usize, usize) = (80, 25);
 /// White on red.
 const ATTRIBUTE: u16 = 0x4F00;
+const WHITE: u32 = 0x00FF_FFFF;
 
-struct Screen {
-    at: usize,
-}
+static FRAMEBUFFER: Once<Framebuffer> = Once::new();
 
-impl Screen {
-    fn put(&mut self, byte: u8) {
-        if self.at < COLUMNS * ROWS {
-            let cell = (BASE as *mut u16).wrapping_add(self.at);
-            // SAFETY: the legacy video window is mapped and no RAM of ours.
-            unsafe { cell.write_volatile(ATTRIBUTE | u16::from(byte)) };
-            self.at += 1;
-        }
-    }
-}
-
-impl Write for Screen {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                self.at = self.at.next_multiple_of(COLUMNS);
-            } else {
-                self.put(if byte.is_ascii_graphic() { byte } else { b' ' });
-            }
-        }
-        Ok(())
-    }
+/// From now on [`show`] uses a framebuffer.
+///
+/// # Safety
+/// It is mapped, for ever, and nothing else is there.
+pub unsafe fn set_framebuffer(framebuffer: Framebuffer) {
+    FRAMEBUFFER.call_once(|| framebuffer);
 }
 
 /// Clears the screen and shows `text`.
 pub fn show(text: Arguments<'_>) {
-    let mut screen = Screen { at: 0 };
-    (0..COLUMNS * ROWS).for_each(|_| screen.put(b' '));
-    screen.at = 0;
-    // The screen never refuses.
-    let _ = screen.write_fmt(text);
+    // A screen never refuses.
+    let _ = match FRAMEBUFFER.get() {
+        Some(framebuffer) => {
+            clear(framebuffer);
+            Cells::new(framebuffer.cells(), |cell, byte| draw(framebuffer, cell, byte)).write_fmt(text)
+        }
+        None => Cells::new(TEXT_CELLS, put).write_fmt(text),
+    };
+}
+
+fn put(cell: usize, byte: u8) {
+    let at = (TEXT as *mut u16).wrapping_add(cell);
+    // SAFETY: the legacy video window is mapped and no RAM of ours; cells are inside of it.
+    unsafe { at.write_volatile(ATTRIBUTE | u16::from(byte)) };
+}
+
+fn set_pixel(framebuffer: &Framebuffer, x: u32, y: u32, colour: u32) {
+    let at = core::ptr::with_exposed_provenance_mut::<u32>(framebuffer.pixel(x, y) as usize);
+    // SAFETY: a pixel of the framebuffer, which whoever set it vouched for.
+    unsafe { at.write_volatile(colour) };
+}
+
+fn clear(framebuffer: &Framebuffer) {
+    for y in 0..framebuffer.height {
+        (0..framebuffer.width).for_each(|x| set_pixel(framebuffer, x, y, 0));
+    }
+}
+
+/// A blank is left as [`clear`] leaves it.
+fn draw(framebuffer: &Framebuffer, cell: usize, byte: u8) {
+    let (columns, _) = framebuffer.cells();
+    let (left, top) = ((cell % columns) as u32 * CELL, (cell / columns) as u32 * CELL);
+    for (x, y) in (0..CELL * CELL).map(|n| (n % CELL, n / CELL)) {
+        if is_bright(byte, x, y) {
+            set_pixel(framebuffer, left + x, top + y, WHITE);
+        }
+    }
 }

@@ -1,27 +1,28 @@
 //! Devices of the machine that guests get a share of: virtio disks and a virtio network card, by the `virtio-drivers`
-//! crate. They are the hypervisor's: what they reach by DMA is its own memory, never a guest's.
+//! crate. They are the hypervisor's: what they reach by DMA is its own memory, never a guest's; an IOMMU holds them to it.
 //!
 //! Called by: [`super::run`] at start, then by the scheduler ([`Uplink::poll`]) and by guests' disks. The card's interrupt
 //! calls the scheduler; a disk's request is waited for.
 
 use super::processor::Processor;
-use crate::arch::dma::OneToOne;
-use crate::arch::msix;
+use crate::arch::dma::{NotGranted, OneToOne};
 use crate::arch::pci::{ConfigPorts, VirtioFunction};
+use crate::arch::transport::PlatformTransport;
+use crate::arch::{clock, msix};
 use crate::disk::Store;
 use crate::switch::SwitchPort;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use device::Waker;
 use sync::Mutex;
 use virtio_devices::{BlockError, BlockInfo, NetBackend};
-use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::net::{TxBuffer, VirtIONet};
 use virtio_drivers::transport::DeviceType;
-use virtio_drivers::transport::pci::PciTransport;
 use virtio_drivers::transport::pci::bus::{Command, DeviceFunction, PciRoot};
 
 /// A disk of the machine.
-pub struct MachineDisk(VirtIOBlk<OneToOne, PciTransport>);
+pub struct MachineDisk(VirtIOBlk<OneToOne, PlatformTransport>, DeviceFunction);
 
 impl Store for MachineDisk {
     fn info(&self) -> BlockInfo {
@@ -59,13 +60,16 @@ impl MachineDisk {
     }
 }
 
+/// What stands in memory that a disk is told to write though it must not, and how long that is waited for.
+const UNTOUCHED: u8 = 0x5C;
+const STRAY_NS: u64 = 50_000_000;
 const QUEUE: usize = 64;
 const RECEIVE_QUEUE: u16 = 0;
 const BUFFER_BYTES: usize = 2048;
 
 /// The machine's network card, at a port of the switch.
 pub struct Uplink {
-    card: VirtIONet<OneToOne, PciTransport, QUEUE>,
+    card: VirtIONet<OneToOne, PlatformTransport, QUEUE>,
     port: SwitchPort,
 }
 
@@ -102,7 +106,7 @@ impl Devices {
             let mut root = PciRoot::new(ConfigPorts);
             let wanted = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
             root.set_command(function.place, wanted);
-            let transport = match PciTransport::new::<OneToOne, _>(&mut root, function.place) {
+            let transport = match PlatformTransport::new::<OneToOne>(function.place) {
                 Ok(transport) => transport,
                 Err(error) => {
                     crate::log!("virtio device {}: {error}", function.place);
@@ -110,7 +114,7 @@ impl Devices {
                 }
             };
             match function.kind {
-                DeviceType::Block => devices.add_disk(transport),
+                DeviceType::Block => devices.add_disk(transport, function.place),
                 DeviceType::Network => {
                     if let Some(plug) = plug.take() {
                         devices.add_uplink(transport, function.place, plug());
@@ -122,18 +126,18 @@ impl Devices {
         devices
     }
 
-    fn add_disk(&mut self, transport: PciTransport) {
+    fn add_disk(&mut self, transport: PlatformTransport, place: DeviceFunction) {
         match VirtIOBlk::new(transport) {
             Ok(disk) => {
                 let disks = self.disks.get_mut();
                 crate::log!("disk {}: virtio, {} MiB", disks.len(), disk.capacity() >> 11);
-                disks.push(Some(MachineDisk(disk)));
+                disks.push(Some(MachineDisk(disk, place)));
             }
             Err(error) => crate::log!("a virtio disk does not start: {error}"),
         }
     }
 
-    fn add_uplink(&mut self, transport: PciTransport, place: DeviceFunction, mut port: SwitchPort) {
+    fn add_uplink(&mut self, transport: PlatformTransport, place: DeviceFunction, mut port: SwitchPort) {
         match VirtIONet::new(transport, BUFFER_BYTES) {
             Ok(card) => {
                 crate::log!("network card: virtio, {:02x?}", card.mac_address());
@@ -152,6 +156,37 @@ impl Devices {
     /// Disk `number`, for one guest.
     pub fn take_disk(&self, number: usize) -> Option<MachineDisk> {
         self.disks.lock().get_mut(number)?.take()
+    }
+
+    /// Has a disk that is no VM's read to where it must not write: an IOMMU keeps it from that, and tells. The disk is
+    /// lost. For a test.
+    pub fn stray(&self) -> Result<(), &'static str> {
+        let mut disks = self.disks.lock();
+        let disk = disks.iter_mut().find_map(Option::take).ok_or("no disk is left that is no VM's")?;
+        drop(disks);
+        let place = disk.1;
+        drop(disk);
+        let transport = PlatformTransport::new::<NotGranted>(place).map_err(|_| "the disk is gone")?;
+        let disk = VirtIOBlk::<NotGranted, _>::new(transport).map_err(|_| "the disk does not start")?;
+        // The device has their addresses for ever.
+        let disk = Box::leak(Box::new(disk));
+        let room = Box::leak(Box::new(([UNTOUCHED; SECTOR_SIZE], BlkReq::default(), BlkResp::default())));
+        let (sector, request, answer) = (&mut room.0, &mut room.1, &mut room.2);
+        // SAFETY: the buffers live for ever, and nobody looks at them.
+        let asked = unsafe { disk.read_blocks_nb(0, request, sector, answer) };
+        asked.map_err(|_| "the disk takes no request")?;
+        let until = clock::now_ns() + STRAY_NS;
+        while clock::now_ns() < until {
+            core::hint::spin_loop();
+        }
+        let first = sector.as_ptr();
+        // SAFETY: a byte of the buffer, which only the device may have written.
+        let written = unsafe { first.read_volatile() } != UNTOUCHED;
+        crate::log!(
+            "a disk was told to write where it must not: it has{} written",
+            if written { "" } else { " not" }
+        );
+        Ok(())
     }
 
     /// Gives devices the processor.

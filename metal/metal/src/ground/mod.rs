@@ -71,6 +71,7 @@ pub fn run(info: &BootInfo, acpi: &Acpi, free: FreeMemory, functions: &[VirtioFu
         enable();
         schedule.run()
     });
+    crate::log!("guests run; time-stamp counter: {}", arch::tsc());
     schedule.run()
 }
 

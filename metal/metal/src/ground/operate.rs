@@ -51,6 +51,7 @@ fn perform(
         }
         Command::Processors => show_processors(),
         Command::Crash(how) => crash(*how),
+        Command::Stray => return works.resources.devices.stray().map_err(Into::into),
         Command::Help => HELP.lines().for_each(|line| crate::log!("{line}")),
     }
     Ok(())

@@ -7,7 +7,7 @@ use super::console::{self, Keyboard};
 use super::operate;
 use super::processor::Processor;
 use super::vm::{Vm, Works};
-use crate::arch::{self, clock};
+use crate::arch::{self, clock, iommu};
 use crate::turns::Turns;
 use alloc::vec::Vec;
 use sync::Mutex;
@@ -84,6 +84,7 @@ impl Schedule {
         let now = clock::now_ns();
         if now >= desk.look_at {
             desk.look_at = now.saturating_add(SLICE_NS);
+            iommu::tell();
             operate::operate(&mut desk.keyboard, &self.vms, &self.works);
         }
         self.works.resources.devices.poll();
