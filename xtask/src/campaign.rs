@@ -83,7 +83,7 @@ impl Part {
     fn run(self, summary: &mut Summary, seed: u64) {
         match self {
             Self::Code => code(summary, seed),
-            Self::Metal => metal::test(summary, None, true),
+            Self::Metal => metal::steps(summary),
             Self::Guests => {
                 test::guests(summary, "soft", &[None], (Tier::Endurance, seed));
                 let boot = [Some("boot/cloud/bzimage/1cpu")];

@@ -66,7 +66,8 @@ fn tiny_vm(name: &str, kernel: &str, more: &str) -> String {
     )
 }
 
-fn spinning(vms: usize) -> Result<PathBuf> {
+/// The bundle with VMs that have interrupts off and spin.
+pub fn spinning(vms: usize) -> Result<PathBuf> {
     let spec: String = (1..=vms).map(|n| tiny_vm(&format!("spin{n}"), "spin", "")).collect();
     bundle::write(&spec, &[("spin", tiny_kernel(SPIN))], None)
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use guest_trials::Outcome;
 
 use crate::summary::Summary;
 use crate::workspace;
@@ -25,6 +26,13 @@ use bundle::BundleOptions;
 use emulator::{Boot, Ending, Qemu};
 pub use rows::test;
 use toolchain::{NONE, UEFI};
+
+/// The campaign's part: the rows, and costs beside Xen and KVM.
+pub fn steps(summary: &mut Summary) {
+    test(summary, None, true);
+    let costs = || costs::run(&costs::CostsOptions::default()).map(|()| Outcome::Passed);
+    summary.step("metal: costs beside Xen and KVM", costs);
+}
 
 #[derive(Debug, Subcommand)]
 pub enum Metal {

@@ -52,6 +52,7 @@ const UEFI_BOOTS: &[Row] = &[
 const OWN_GUESTS: &[Row] = &[
     ("metal: what exits cost, in instructions", exit_costs),
     ("metal: the monitor, typed at", isolation::monitor),
+    ("metal: a disk that goes astray, with and without an IOMMU", iommu::stray),
     ("metal: a panic of the hypervisor is told", isolation::panic),
     ("metal: a stack that overflows is told", isolation::stack_overflow),
 ];
