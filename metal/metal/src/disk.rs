@@ -1,5 +1,8 @@
 //! Disks of guests: a store that answers at once, behind virtio-blk.
 //!
+//! However much a request asks for, it does not hold a processor for long: what is more than a step goes on when the device
+//! is polled, and other requests wait until then.
+//!
 //! Called by: a guest's virtio-blk device, through [`BlockBackend`]. `ground` makes the stores: [`RamDisk`] here, disks
 //! of the machine elsewhere. Ranges are checked by the device; a store checks them once more.
 
@@ -16,6 +19,9 @@ use virtio_devices::{BlockBackend, BlockError, BlockInfo, BlockOp, BlockRequest,
 
 /// Bytes that are moved at a time: a multiple of every sector size.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// Bytes that are moved before others have their turn.
+const STEP_BYTES: u64 = 1 << 20;
 
 /// What holds a disk's bytes. Places and lengths are multiples of [`BlockInfo::block_bytes`].
 pub trait Store: Send {
@@ -53,54 +59,82 @@ pub struct Disk {
     done: VecDeque<Completion>,
     waker: Option<Waker>,
     piece: Vec<u8>,
+    /// What is under way.
+    job: Option<Job>,
+    /// Bytes that may be moved in this step.
+    room: u64,
+}
+
+/// A request, its memory, and how many bytes of it are moved.
+struct Job {
+    request: BlockRequest,
+    memory: DmaSpace,
+    at: u64,
 }
 
 impl Disk {
     /// Of what `store` holds.
     pub fn new(store: Box<dyn Store>) -> Self {
-        Self { store, done: VecDeque::new(), waker: None, piece: alloc::vec![0; PIECE_BYTES] }
+        let (done, piece) = (VecDeque::new(), alloc::vec![0; PIECE_BYTES]);
+        Self { store, done, waker: None, piece, job: None, room: STEP_BYTES }
     }
 
-    fn perform(&mut self, request: &BlockRequest, memory: &DmaSpace) -> Result<(), BlockError> {
-        let bytes = request.buffer_bytes();
-        match request.op {
-            BlockOp::Read { offset } => self.in_pieces(bytes, |store, at, piece| {
-                store.read(offset + at, piece)?;
-                let ram = memory.ram();
-                each_part(&request.buffers, at, piece.len(), |place, part| {
+    /// Goes on with what is under way, as far as the step goes.
+    fn work(&mut self) {
+        let Some(mut job) = self.job.take() else { return };
+        // The driver may have taken the bus away meanwhile.
+        let result = if job.memory.is_enabled() { self.advance(&mut job) } else { Err(BlockError::Io) };
+        match result {
+            Ok(false) => self.job = Some(job),
+            Ok(true) => self.done.push_back(Completion { id: job.request.id, result: Ok(()) }),
+            Err(error) => self.done.push_back(Completion { id: job.request.id, result: Err(error) }),
+        }
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+
+    /// Moves pieces; whether all are.
+    fn advance(&mut self, job: &mut Job) -> Result<bool, BlockError> {
+        let bytes = match job.request.op {
+            BlockOp::Read { .. } | BlockOp::Write { .. } => job.request.buffer_bytes(),
+            BlockOp::WriteZeroes { bytes, .. } => bytes,
+            BlockOp::Flush => return self.store.flush().map(|()| true),
+            // A hint, offered because guests that come from a host may use it: the bytes stay.
+            BlockOp::Discard { .. } => return Ok(true),
+        };
+        while job.at < bytes && self.room > 0 {
+            let length = (bytes - job.at).min(PIECE_BYTES as u64);
+            self.move_piece(job, length as usize)?;
+            job.at += length;
+            self.room = self.room.saturating_sub(length);
+        }
+        Ok(job.at == bytes)
+    }
+
+    /// Moves the next `length` bytes.
+    fn move_piece(&mut self, job: &Job, length: usize) -> Result<(), BlockError> {
+        let (at, ram, buffers) = (job.at, job.memory.ram(), &job.request.buffers);
+        let piece = &mut self.piece[..length];
+        match job.request.op {
+            BlockOp::Read { offset } => {
+                self.store.read(offset + at, piece)?;
+                each_part(buffers, at, length, |place, part| {
                     ram.store_bytes(place, &piece[part.clone()]);
                     ram.note_write(place, part.len() as u64);
                 });
                 Ok(())
-            }),
-            BlockOp::Write { offset } => self.in_pieces(bytes, |store, at, piece| {
-                let ram = memory.ram();
-                each_part(&request.buffers, at, piece.len(), |place, part| {
-                    ram.load_bytes(place, &mut piece[part]);
-                });
-                store.write(offset + at, piece)
-            }),
-            BlockOp::WriteZeroes { offset, bytes, .. } => self.in_pieces(bytes, |store, at, piece| {
+            }
+            BlockOp::Write { offset } => {
+                each_part(buffers, at, length, |place, part| ram.load_bytes(place, &mut piece[part]));
+                self.store.write(offset + at, piece)
+            }
+            BlockOp::WriteZeroes { offset, .. } => {
                 piece.fill(0);
-                store.write(offset + at, piece)
-            }),
-            BlockOp::Flush => self.store.flush(),
-            // A hint, offered because guests that come from a host may use it: the bytes stay.
-            BlockOp::Discard { .. } => Ok(()),
+                self.store.write(offset + at, piece)
+            }
+            BlockOp::Flush | BlockOp::Discard { .. } => Ok(()),
         }
-    }
-
-    /// Calls `f` with each piece of `bytes`: where it starts, and room for it.
-    fn in_pieces(
-        &mut self,
-        bytes: u64,
-        mut f: impl FnMut(&mut dyn Store, u64, &mut [u8]) -> Result<(), BlockError>,
-    ) -> Result<(), BlockError> {
-        for at in (0..bytes).step_by(PIECE_BYTES) {
-            let length = (bytes - at).min(PIECE_BYTES as u64) as usize;
-            f(&mut *self.store, at, &mut self.piece[..length])?;
-        }
-        Ok(())
     }
 }
 
@@ -124,19 +158,25 @@ impl BlockBackend for Disk {
     }
 
     fn set_waker(&mut self, waker: Waker) {
+        // What a device before it asked for goes no further: its driver may use the memory for something else.
+        self.job = None;
         self.waker = Some(waker);
     }
 
     fn submit(&mut self, request: BlockRequest, memory: &DmaSpace) -> Result<(), Busy> {
-        let result = if memory.is_enabled() { self.perform(&request, memory) } else { Err(BlockError::Io) };
-        self.done.push_back(Completion { id: request.id, result });
-        if let Some(waker) = &self.waker {
-            waker.wake();
+        if self.job.is_some() {
+            return Err(Busy);
         }
+        self.job = Some(Job { request, memory: memory.clone(), at: 0 });
+        self.work();
         Ok(())
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
+        if self.done.is_empty() {
+            self.room = STEP_BYTES;
+            self.work();
+        }
         self.done.pop_front()
     }
 }
@@ -200,6 +240,72 @@ mod tests {
         let done = disk.next_completion().unwrap();
         assert_eq!((done.id, disk.next_completion()), (7, None));
         done.result
+    }
+
+    /// A disk of 8 MiB that counts what is written to it.
+    #[derive(Clone, Default)]
+    struct Counting(Arc<Mutex<u64>>);
+
+    impl Store for Counting {
+        fn info(&self) -> BlockInfo {
+            BlockInfo { bytes: 8 << 20, ..RamDisk::new(&mut []).info() }
+        }
+        fn read(&mut self, _: u64, _: &mut [u8]) -> Result<(), BlockError> {
+            Ok(())
+        }
+        fn write(&mut self, at: u64, from: &[u8]) -> Result<(), BlockError> {
+            let mut written = self.0.lock();
+            assert_eq!(at, *written, "one after the other");
+            *written += from.len() as u64;
+            Ok(())
+        }
+        fn flush(&mut self) -> Result<(), BlockError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_long_request_lets_others_have_their_turn() {
+        let (_, space) = example();
+        let store = Counting::default();
+        let mut disk = Disk::new(Box::new(store.clone()));
+        let wakes = Arc::new(Mutex::new(0));
+        let count = wakes.clone();
+        disk.set_waker(Waker::new(move || *count.lock() += 1));
+        let op = BlockOp::WriteZeroes { offset: 0, bytes: (5 << 20) + 512, unmap: false };
+        let request = |id| BlockRequest { id, op, buffers: Arc::new([]) };
+        disk.submit(request(1), &space).unwrap();
+        assert!(disk.submit(request(2), &space).is_err(), "one at a time");
+        let mut turns = 1;
+        let done = loop {
+            assert!(*store.0.lock() <= turns * STEP_BYTES, "turn {turns}");
+            assert_eq!(*wakes.lock(), turns, "whoever waits is told");
+            turns += 1;
+            if let Some(done) = disk.next_completion() {
+                break done;
+            }
+        };
+        assert_eq!((done.id, done.result, turns, *store.0.lock()), (1, Ok(()), 6, (5 << 20) + 512));
+        // Another driver: what the last one asked for goes no further.
+        *store.0.lock() = 0;
+        disk.submit(request(3), &space).unwrap();
+        disk.set_waker(Waker::new(|| {}));
+        assert_eq!((disk.next_completion(), *store.0.lock()), (None, STEP_BYTES));
+    }
+
+    #[test]
+    fn many_requests_share_a_step() {
+        let (_, space) = example();
+        let store = Counting::default();
+        let mut disk = Disk::new(Box::new(store.clone()));
+        let half = STEP_BYTES / 2 + 512;
+        for n in 0..2 {
+            let op = BlockOp::WriteZeroes { offset: n * half, bytes: half, unmap: false };
+            disk.submit(BlockRequest { id: n, op, buffers: Arc::new([]) }, &space).unwrap();
+        }
+        assert!(*store.0.lock() <= STEP_BYTES + PIECE_BYTES as u64);
+        assert_eq!(disk.next_completion().map(|done| done.id), Some(0));
+        assert_eq!(disk.next_completion().map(|done| done.id), Some(1));
     }
 
     #[test]
