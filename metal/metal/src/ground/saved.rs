@@ -20,7 +20,7 @@ use machine::{HostServices, KIND_SPEC, Machine};
 use machine_spec::{DeviceSpec, MachineSpec};
 
 /// Longest record: a group of RAM pages is a MiB.
-const MAX_RECORD: usize = 4 << 20;
+pub const MAX_RECORD: usize = 4 << 20;
 /// Longest spec of a host.
 const MAX_HOST_SPEC: usize = 64 << 10;
 /// Bytes that are moved at a time.
@@ -187,9 +187,11 @@ impl DiskSink {
     /// Writes what is left, up to a whole sector, and makes it durable.
     fn finish(mut self) -> Result<u64, StreamError> {
         let bytes = self.at + self.piece.len() as u64;
-        let sector = self.store.info().block_bytes as usize;
-        self.piece.resize(self.piece.len().next_multiple_of(sector.max(1)), 0);
-        self.write()?;
+        if !self.piece.is_empty() {
+            let sector = self.store.info().block_bytes as usize;
+            self.piece.resize(self.piece.len().next_multiple_of(sector.max(1)), 0);
+            self.write()?;
+        }
         self.store.lock().flush().map_err(|error| StreamError(format!("{error:?}")))?;
         Ok(bytes)
     }
@@ -215,10 +217,32 @@ mod tests {
     use crate::disk::RamDisk;
     use alloc::sync::Arc;
     use sync::Mutex;
+    use virtio_devices::{BlockError, BlockInfo};
 
     fn disk(bytes: usize) -> SharedStore {
         let memory = Box::leak(alloc::vec![0; bytes].into_boxed_slice());
-        Arc::new(Mutex::new(Box::new(RamDisk::new(memory)) as Box<dyn Store>))
+        Arc::new(Mutex::new(Box::new(Strict(RamDisk::new(memory))) as Box<dyn Store>))
+    }
+
+    /// Takes whole sectors and no empty transfers, as disks of the machine do.
+    struct Strict(RamDisk);
+
+    impl Store for Strict {
+        fn info(&self) -> BlockInfo {
+            self.0.info()
+        }
+        fn read(&mut self, at: u64, to: &mut [u8]) -> Result<(), BlockError> {
+            self.0.read(at, to)
+        }
+        fn write(&mut self, at: u64, from: &[u8]) -> Result<(), BlockError> {
+            if from.is_empty() || !from.len().is_multiple_of(512) {
+                return Err(BlockError::Io);
+            }
+            self.0.write(at, from)
+        }
+        fn flush(&mut self) -> Result<(), BlockError> {
+            self.0.flush()
+        }
     }
 
     #[test]
@@ -234,6 +258,13 @@ mod tests {
         assert_eq!(back, bytes);
         let mut beyond = alloc::vec![0; 1 << 20];
         assert!(source.get(&mut beyond).is_err());
+    }
+
+    #[test]
+    fn a_stream_of_whole_pieces_ends_without_an_empty_one() {
+        let mut sink = DiskSink { store: disk(2 * PIECE), at: 0, piece: Vec::new() };
+        sink.put(&alloc::vec![1; 2 * PIECE]).unwrap();
+        assert_eq!(sink.finish().unwrap(), 2 * PIECE as u64);
     }
 
     #[test]
