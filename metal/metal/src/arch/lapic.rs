@@ -98,6 +98,15 @@ pub fn interrupt_in(ns: u64) {
     write(INITIAL_COUNT, ticks.clamp(1, u128::from(u32::MAX)) as u32);
 }
 
+/// Whether messages reach the local APIC `id`. Without x2APIC mode a destination has eight bits, and 255 is everybody.
+pub fn is_in_reach(id: u32) -> bool {
+    reaches(base() & msr::APIC_BASE_X2APIC != 0, id)
+}
+
+fn reaches(x2apic: bool, id: u32) -> bool {
+    id < if x2apic { u32::MAX } else { 0xFF }
+}
+
 /// Interrupt command register: delivery modes and the like (SDM vol. 3, 11.6.1).
 const COMMAND: u32 = 0x30;
 const COMMAND_HIGH: u32 = 0x31;
@@ -154,4 +163,16 @@ pub fn stop_others() {
 /// The interrupt under way is done.
 pub fn end_of_interrupt() {
     write(EOI, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reaches;
+
+    #[test]
+    fn destinations_have_eight_bits_without_x2apic() {
+        assert!(reaches(false, 0) && reaches(false, 254));
+        assert!(!reaches(false, 255) && !reaches(false, 256 + 1), "everybody, and another processor");
+        assert!(reaches(true, 255) && reaches(true, 0x1_0000) && !reaches(true, u32::MAX));
+    }
 }

@@ -78,7 +78,13 @@ pub fn run(info: &BootInfo, acpi: &Acpi, free: FreeMemory, functions: &[VirtioFu
 /// Starts the machine's other processors, to do what `entry` says.
 fn start_processors(info: &BootInfo, acpi: &Acpi, entry: impl Fn() -> Infallible + Sync + 'static) {
     let own = lapic::id();
-    let others: Vec<u32> = acpi.processors.iter().copied().filter(|id| *id != own).collect();
+    let others = acpi.processors.iter().copied().filter(|id| *id != own);
+    let (others, beyond): (Vec<u32>, Vec<u32>) = others.partition(|id| lapic::is_in_reach(*id));
+    if !beyond.is_empty() {
+        crate::log!(
+            "processors {beyond:?} cannot be started: firmware has left the local APIC without x2APIC mode"
+        );
+    }
     if others.is_empty() {
         return;
     }
