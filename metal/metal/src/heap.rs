@@ -13,6 +13,14 @@ pub struct Heap(TalcLock<spin::Mutex<()>, Manual>);
 /// Bytes that are handed out, by all heaps: the one, and what devices reach where there is an IOMMU.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
+/// Bytes that were handed over to it.
+static CLAIMED: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that are left, in pieces of any size.
+pub fn bytes_free() -> usize {
+    CLAIMED.load(Relaxed).saturating_sub(bytes_in_use())
+}
+
 /// Bytes that are handed out now.
 pub fn bytes_in_use() -> usize {
     IN_USE.load(Relaxed)
@@ -30,7 +38,11 @@ impl Heap {
     /// The range is mapped, writable RAM that nothing else uses from now on.
     pub unsafe fn claim(&self, start: *mut u8, bytes: usize) -> bool {
         // SAFETY: the caller vouches for the range.
-        unsafe { self.0.lock().claim(start, bytes) }.is_some()
+        let claimed = unsafe { self.0.lock().claim(start, bytes) }.is_some();
+        if claimed {
+            CLAIMED.fetch_add(bytes, Relaxed);
+        }
+        claimed
     }
 }
 
@@ -84,7 +96,7 @@ mod tests {
             for _ in 0..100 {
                 let at = heap.alloc(layout);
                 assert!(!at.is_null() && at.addr().is_multiple_of(4096));
-                assert_eq!(bytes_in_use(), layout.size());
+                assert_eq!((bytes_in_use(), bytes_free()), (layout.size(), (1 << 20) - layout.size()));
                 at.write_bytes(0x55, layout.size());
                 heap.dealloc(at, layout);
             }

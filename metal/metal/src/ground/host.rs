@@ -318,9 +318,12 @@ impl HostServices for VmHost {
 
     fn read_file(&self, file: &HostKey) -> Result<Vec<u8>, HostError> {
         let found = self.files.get(&file.0);
-        found
-            .map(|bytes| bytes.to_vec())
-            .ok_or_else(|| HostError(format!("the bundle has no file `{}`", file.0)))
+        let found = found.ok_or_else(|| HostError(format!("the bundle has no file `{}`", file.0)))?;
+        let mut bytes = Vec::new();
+        let room = bytes.try_reserve_exact(found.len());
+        room.map_err(|_| HostError(format!("`{}` does not fit into the heap", file.0)))?;
+        bytes.extend_from_slice(found);
+        Ok(bytes)
     }
 
     fn open_serial(

@@ -3,10 +3,11 @@
 use super::console::Port;
 use super::host::{Holdings, Place, Resources, VmHost};
 use super::processor::Processor;
-use super::saved::{self, Saved};
+use super::saved::{self, MAX_RECORD, Saved};
 use crate::arch::clock;
 use crate::bundle::Bundle;
 use crate::disk::Store;
+use crate::heap;
 use crate::vm_spec::{DiskSource, OnCrash, SavedSource, VmSpec};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -28,6 +29,10 @@ use sync::{Mutex, RwLock};
 
 /// Polls of devices that do not come to rest, before a machine is stopped or reset all the same.
 const MAX_QUIESCE: usize = 100_000;
+/// What a vCPU takes of the heap, most of it for the interpreter's caches: measured with 1.5 MiB.
+const VCPU_BYTES: u64 = 2 << 20;
+/// What a machine takes besides.
+const MACHINE_BYTES: u64 = 2 << 20;
 /// Shortest time between two starts of a VM: a reset costs time that is nobody's turn.
 const RESTART_GAP_NS: u64 = 1_000_000_000;
 
@@ -49,8 +54,8 @@ pub struct Vm {
     spec: VmSpec,
     port: Arc<Port>,
     holdings: Arc<Holdings>,
-    /// What it runs on, until it is started again.
-    body: RwLock<Body>,
+    /// What it runs on, until it is started again; `None`: that failed.
+    body: RwLock<Option<Body>>,
 }
 
 struct Body {
@@ -83,7 +88,7 @@ impl Vm {
     pub fn build(index: usize, spec: &VmSpec, works: &Works) -> Result<Self, String> {
         let port = Arc::new(Port::new(&spec.name));
         let holdings = Arc::new(Holdings::default());
-        let body = RwLock::new(Body::build(index, spec, works, &port, &holdings)?);
+        let body = RwLock::new(Some(Body::build(index, spec, works, &port, &holdings)?));
         Ok(Self { name: spec.name.clone(), index, spec: spec.clone(), port, holdings, body })
     }
 
@@ -93,9 +98,11 @@ impl Vm {
             return Err("it runs, or stands still: resume it, or stop it before".into());
         }
         self.port.forget_panic();
-        // Nobody has the old one any more: with it goes what it has of the processors.
         let mut body = self.body.write();
-        *body = Body::build(self.index, &self.spec, works, &self.port, &self.holdings)?;
+        // Nobody has the old one any more: with it goes what it has of the processors, the heap and the switch, of which
+        // there may not be enough for two.
+        *body = None;
+        *body = Some(Body::build(self.index, &self.spec, works, &self.port, &self.holdings)?);
         Ok(())
     }
 
@@ -106,17 +113,18 @@ impl Vm {
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
-        self.body.read().requests.state() == State::Stopped
+        self.body.read().as_ref().is_none_or(|body| body.requests.state() == State::Stopped)
     }
 
     /// Does what it was asked, and what its devices wait for. By one processor at a time.
     pub fn serve(&self) {
         let body = self.body.read();
+        let Some(body) = body.as_ref() else { return };
         if let Some(detail) = self.port.panic_ended() {
             body.requests.guest_asks(Request::Stop(Verdict::Panicked { detail }));
         }
         while let Some((origin, request)) = body.requests.begin() {
-            let done = self.perform(&body, origin, &request);
+            let done = self.perform(body, origin, &request);
             if let Err(reason) = &done {
                 crate::log!("VM `{}`: {reason}", self.name);
             }
@@ -197,12 +205,15 @@ impl Vm {
 
     /// Asks it for something.
     pub fn ask(&self, request: Request) -> Result<(), String> {
-        self.body.read().requests.ask(request).map_err(|refused| refused.to_string())
+        let body = self.body.read();
+        let body = body.as_ref().ok_or("it could not be started again")?;
+        body.requests.ask(request).map_err(|refused| refused.to_string())
     }
 
     /// In a line, for people.
     pub fn describe(&self) -> String {
         let body = self.body.read();
+        let Some(body) = body.as_ref() else { return format!("{}: could not be started again", self.name) };
         let spec = body.machine.spec();
         let (state, cpus, mib) = (body.requests.state().name(), spec.cpus.count, spec.ram.bytes >> 20);
         let ran = body.machine.statistics().busy_ns / 1_000_000;
@@ -211,18 +222,21 @@ impl Vm {
 
     /// Tells its exits and its time.
     pub fn show_statistics(&self) {
-        self.body.read().show_statistics(&self.name);
+        if let Some(body) = self.body.read().as_ref() {
+            body.show_statistics(&self.name);
+        }
     }
 
     /// Number of its vCPUs.
     pub fn vcpu_count(&self) -> u32 {
-        self.body.read().machine.vcpu_count()
+        self.body.read().as_ref().map_or(0, |body| body.machine.vcpu_count())
     }
 
     /// Takes vCPU `id` for this processor if it has something to do; whether it had. [`Vm::run`] must follow.
     pub fn claim(&self, id: u32) -> bool {
         // One that is being built has nothing to do.
         let Some(body) = self.body.try_read() else { return false };
+        let Some(body) = body.as_ref() else { return false };
         let Some(seat) = body.seats.get(id as usize) else { return false };
         if !seat.place.take() {
             return false;
@@ -239,6 +253,7 @@ impl Vm {
     /// Gives vCPU `id`, which was claimed, a turn up to `turn_ends`, in our time.
     pub fn run(&self, id: u32, turn_ends: u64) {
         let body = self.body.read();
+        let Some(body) = body.as_ref() else { return };
         if let Some(seat) = body.seats.get(id as usize) {
             Processor::grant_until(turn_ends);
             let next = body.machine.run_vcpu(id);
@@ -250,6 +265,7 @@ impl Vm {
     /// When the next timer of its devices or of a vCPU that waits is due, later than `now`, in our time.
     pub fn wakes_after(&self, now: u64) -> Option<u64> {
         let body = self.body.try_read()?;
+        let body = body.as_ref()?;
         if body.requests.state() != State::Running {
             return None;
         }
@@ -311,6 +327,10 @@ impl Body {
                 (host, shape, core::mem::take(&mut saved.host), Some(saved))
             }
         };
+        let booted = [KERNEL, INITRD].into_iter().filter_map(|key| files.get(key));
+        let booted = booted.map(|bytes| bytes.len() as u64).sum();
+        let read = if saved.is_some() { MAX_RECORD as u64 } else { booted };
+        check_heap(shape.cpus.count, read, heap::bytes_free())?;
         let requests = Arc::new(RequestQueue::new(Processor::want_scheduler));
         let parts = Parts { engine: &works.engine, host: &*host, requests: requests.clone() };
         let machine = Machine::build(shape, &parts).map_err(|error| error.to_string())?;
@@ -398,6 +418,16 @@ fn saved_source(host: &VmHost, works: &Works, from: &SavedSource) -> Result<Box<
     }
 }
 
+/// Whether the heap has room for a machine of so many vCPUs, and the longest of what is read into it.
+fn check_heap(vcpus: u32, read: u64, free: usize) -> Result<(), String> {
+    let need = MACHINE_BYTES + u64::from(vcpus) * VCPU_BYTES + read;
+    if need > free as u64 {
+        let (need, free) = (need.div_ceil(1 << 20), free >> 20);
+        return Err(format!("{vcpus} vCPUs and its files want {need} MiB of the heap, {free} MiB are free"));
+    }
+    Ok(())
+}
+
 /// Whether a saved machine can be one here.
 fn check(machine: &MachineSpec, spec: &VmSpec) -> Result<(), String> {
     let (wanted, bits) = (machine.cpus.address_bits, own_address_bits());
@@ -480,4 +510,17 @@ fn devices_of(index: usize, vm: &VmSpec) -> Vec<DeviceSpec> {
         devices.push(DeviceSpec::Console(ConsoleSpec { id: "console0".into(), stream, slot: None }));
     }
     devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_does_not_fit_is_refused() {
+        assert_eq!(check_heap(2, 0, 6 << 20), Ok(()));
+        let refused = check_heap(254, MAX_RECORD as u64, 60 << 20).unwrap_err();
+        assert_eq!(refused, "254 vCPUs and its files want 514 MiB of the heap, 60 MiB are free");
+        assert!(check_heap(1, 50 << 20, 50 << 20).is_err());
+    }
 }
