@@ -89,9 +89,14 @@ fn code_word(vmcb: &Vmcb, mut load: impl FnMut(u64) -> u64) -> Option<u64> {
     } else {
         return None;
     };
-    // Both in one aligned word of 8 bytes.
+    if at & 0xFFF == 0xFFF {
+        // The next page is another mapping's.
+        return None;
+    }
     let inside = at & 7;
-    (inside < 7).then(|| load(at & !7) >> (8 * inside) & 0xFFFF)
+    let low = load(at & !7) >> (8 * inside);
+    let high = if inside == 7 { load(at + 1) << 8 } else { 0 };
+    Some((low | high) & 0xFFFF)
 }
 
 /// Where `linear` is mapped to by four levels of tables.
@@ -131,7 +136,9 @@ mod tests {
         let memory = |gpa| if gpa == 0x1028 { 0x0000_00A2_0F00_0000 } else { 0 };
         assert_eq!(code_word(&vmcb(0x2B, false), memory), Some(CPUID));
         assert_eq!(code_word(&vmcb(0x2A, false), memory), Some(0x0F00));
-        assert_eq!(code_word(&vmcb(0x2F, false), memory), None, "it lies in two words");
+        let memory = |gpa| if gpa == 0x1028 { 0x0F << 56 } else { 0xA2 };
+        assert_eq!(code_word(&vmcb(0x2F, false), memory), Some(CPUID), "it lies in two words");
+        assert_eq!(code_word(&vmcb(0xFFF, false), memory), None, "it lies in two pages");
     }
 
     #[test]
