@@ -395,7 +395,7 @@ fn exit_costs(images: &Images) -> Result<Outcome> {
 
 /// The bundle with that guest.
 pub fn exit_bench_bundle() -> Result<PathBuf> {
-    let spec = "[[vm]]\nmemory_mib = 64\ncpu_model = \"x86-64-v3,-vme\"\nkernel = \"bench\"\ndisk = \"ram:blank.img\"\n";
+    let spec = "[[vm]]\nmemory_mib = 64\ncpu_model = \"x86-64-v3,-vme\"\nkernel = \"bench\"\nappend = \"x87\"\ndisk = \"ram:blank.img\"\n";
     let bench = fs::read(build_exit_bench()?).context("cannot read the guest")?;
     let files = [("bench", loadable::loadable(&bench)?), (bundle::BLANK, vec![0; 1 << 20])];
     bundle::write(spec, &files, None)
