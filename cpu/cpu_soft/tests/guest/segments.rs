@@ -117,6 +117,36 @@ fn linear_addresses_wrap_at_4g() {
     assert_eq!(g.run_to_halt().gpr[0], 0x5A);
 }
 
+/// Per-CPU data and TLS: FS with one base and another, below which data lies, too, and then with a limit.
+#[test]
+fn the_same_code_through_another_fs() {
+    let mut g = Guest::protected();
+    let selectors = [0u16, 8, 16].map(|n| FREE_SELECTOR + n);
+    let segments = [(DATA, u32::MAX), (DATA + 0x108, u32::MAX), (DATA, 7)];
+    for (selector, (base, limit)) in selectors.into_iter().zip(segments) {
+        let attributes = if limit == u32::MAX { DATA32 } else { 0x493 };
+        g.ram.store(GDT + u64::from(selector), descriptor(base, limit, attributes));
+    }
+    g.put(DATA + 8, &5u32.to_le_bytes());
+    g.put(DATA + 4, &100u32.to_le_bytes());
+    g.put(DATA + 0x110, &7u32.to_le_bytes());
+    g.put(DATA + 0x10C, &1000u32.to_le_bytes());
+    g.put(DATA + 0x104, &1u32.to_le_bytes());
+    g.code(|a| {
+        let (mut top, mut sum) = (a.create_label(), a.create_label());
+        let [one, other, short] = selectors.map(u32::from);
+        asm!(a; xor(ebx, ebx); mov(ecx, 300););
+        a.set_label(&mut top).unwrap();
+        asm!(a; mov(eax, one); mov(fs, eax); call(sum); mov(eax, other); mov(fs, eax); call(sum);
+            add(ebx, dword_ptr(0xFFFF_FFFCu32).fs()); dec(ecx); jne(top);
+            mov(eax, short); mov(fs, eax); call(sum); hlt(););
+        a.set_label(&mut sum).unwrap();
+        asm!(a; mov(edx, dword_ptr(8).fs()); add(ebx, edx); add(ebx, dword_ptr(4).fs()); ret(););
+    });
+    assert_eq!(g.run_to_stub().vector, 13);
+    assert_eq!(g.state().gpr[3], 300 * (5 + 100 + 7 + 1000 + 1));
+}
+
 #[test]
 fn expand_down_and_rights() {
     // Valid offsets of an expand-down segment are above the limit.
