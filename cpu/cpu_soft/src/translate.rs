@@ -82,17 +82,32 @@ pub struct Hot {
     pub slots: [u64; 64],
     /// Instructions (about) left of the slice between two looks at the clock.
     pub budget: i64,
+    /// What hot code guesses about where it will access memory.
+    pub guesses: [Guess; GUESSES],
+}
+
+/// Guesses in [`Hot`].
+pub const GUESSES: usize = 512;
+
+/// Where an access will find its page in the TLB: where it found the last one.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Guess {
+    /// Bytes from the start of an array of the TLB to an entry.
+    pub entry: u32,
+    /// Times that it was wrong.
+    pub misses: u32,
 }
 
 impl Default for Hot {
     fn default() -> Self {
-        Self { raw_flags: 0, countdown: 0, slots: [0; 64], budget: 0 }
+        Self { raw_flags: 0, countdown: 0, slots: [0; 64], budget: 0, guesses: [Guess::default(); GUESSES] }
     }
 }
 
 /// Offsets in bytes from the start of a [`SoftCore`].
 pub mod layout {
-    use super::Hot;
+    use super::{GUESSES, Guess, Hot};
     use crate::core::SoftCore;
     use crate::tlb::{self, Tlb, TlbEntry};
     use core::mem::offset_of;
@@ -141,6 +156,14 @@ pub mod layout {
     pub const COUNTDOWN: usize = offset_of!(SoftCore, hot) + offset_of!(Hot, countdown);
     /// `Hot::slots`.
     pub const SLOTS: usize = offset_of!(SoftCore, hot) + offset_of!(Hot, slots);
+    /// A [`Guess`], which is less than [`GUESSES`].
+    pub const fn guess(n: usize) -> usize {
+        offset_of!(SoftCore, hot) + offset_of!(Hot, guesses) + n % GUESSES * size_of::<Guess>()
+    }
+    /// In a guess: `Guess::entry`.
+    pub const GUESS_ENTRY: usize = offset_of!(Guess, entry);
+    /// In a guess: `Guess::misses`.
+    pub const GUESS_MISSES: usize = offset_of!(Guess, misses);
 
     /// Entries in each of the TLB's arrays (one an MMU index), 32 bytes each.
     pub const TLB_ENTRIES: usize = tlb::ENTRIES;

@@ -4,9 +4,11 @@
 //! these, goes through short loops more than once, ends at every other branch, and never leaves its page. Offsets are
 //! from the start of the page.
 
+use crate::chain;
 use crate::elide::{self, Member, Range};
 use crate::emit::{Emitter, Finished};
 use crate::engine::{Block, CAREFUL, Engine};
+use crate::feedback::Guesses;
 use crate::liveness::{self, Flags};
 use crate::plan::{self, Plan};
 use cpu_soft::SoftCore;
@@ -60,6 +62,8 @@ pub struct Item {
     pub operand: Option<Member>,
     /// The group that its implied access to the stack belongs to.
     pub stack: Option<Member>,
+    /// The address of its memory operand hangs on another load.
+    pub chained: bool,
 }
 
 impl Item {
@@ -124,7 +128,7 @@ pub struct Source {
     pub system_calls: SystemCalls,
 }
 
-/// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]. `None`: its first instruction does not fit the page, as may happen if somebody just
+/// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]; `hot`: with guesses (`feedback.rs`). `None`: there is nothing to guess, or its first instruction does not fit the page, as may happen if somebody just
 /// changed it.
 pub fn translate(
     engine: &mut Engine,
@@ -132,6 +136,7 @@ pub fn translate(
     place: &Place,
     key: u8,
     heat: &Heat<'_>,
+    hot: bool,
 ) -> Option<Block> {
     let mut page = Box::new([0; PAGE]);
     core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
@@ -152,10 +157,25 @@ pub fn translate(
     if source.items.is_empty() && source.closing.is_none() {
         return None;
     }
+    let name = (place.linear, place.at, key);
+    let guesses = engine.feedback.begin(name, hot);
+    if guesses.is_some() {
+        chain::find_chains(&mut source.items);
+        let guesses = |i: &Item| i.chained && i.operand.is_none_or(|m| m.first);
+        if engine.has(&name) && !source.items.iter().any(guesses) {
+            // It would be the same.
+            engine.feedback.keep(name, Guesses::default(), source.items.len());
+            return None;
+        }
+    }
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, key, engine);
+    emitter.guesses = guesses;
     emitter.block(&source);
-    let Finished { code, block, marks } = emitter.finish();
+    let Finished { code, block, marks, guesses } = emitter.finish();
+    if let Some(guesses) = guesses {
+        engine.feedback.keep(name, guesses, source.items.len());
+    }
     if let Some(journal) = &engine.journal {
         journal.note(place, &source, base, &code, &marks);
     }
@@ -256,6 +276,7 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
         live_target,
         operand: None,
         stack: None,
+        chained: false,
     }
 }
 

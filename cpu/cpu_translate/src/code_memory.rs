@@ -94,6 +94,15 @@ impl CodeMemory {
         self.write_at(offset as usize, bytes);
     }
 
+    /// Where the 32-bit displacement at `address` leads.
+    pub fn jump_target(&self, address: u64) -> u64 {
+        let offset = address.wrapping_sub(self.executable.as_ptr() as u64) as usize;
+        assert!(offset <= self.len && self.len - offset >= 4, "a jump beyond the code");
+        // SAFETY: the range was checked; nobody writes now.
+        let bytes = unsafe { self.writable.as_ptr().add(offset).cast::<[u8; 4]>().read() };
+        (address + 4).wrapping_add(i32::from_le_bytes(bytes) as u64)
+    }
+
     /// Overwrites the 32-bit displacement at `address` so that it leads to `to`.
     pub fn patch_jump(&mut self, address: u64, to: u64) {
         self.patch(address, &(to.wrapping_sub(address + 4) as u32).to_le_bytes());

@@ -2,9 +2,10 @@
 
 use crate::asm::Asm;
 use crate::code_memory::CodeMemory;
+use crate::feedback::Feedback;
 use crate::journal::Journal;
 use crate::thunks::{Thunks, slot};
-use crate::{block, host, plan, runtime, x87};
+use crate::{block, feedback, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Exit, Heat, Place, Translator};
 use guest_memory::GuestRam;
@@ -40,6 +41,8 @@ pub const FLAT_32: u32 = ModeKey::PROTECTED
     | ModeKey::FLAT_SS
     | ModeKey::FLAT_DS
     | ModeKey::FLAT_ES;
+/// What names a translation: linear address, offset in the RAM span, context (perhaps [`CAREFUL`]).
+pub type Key = (u64, u64, u8);
 /// For a count: of no place.
 const NOBODY: u64 = 1 << 63;
 
@@ -78,6 +81,8 @@ pub struct Block {
     pub miss: u64,
     /// Its code may be entered.
     pub live: bool,
+    /// Times that it came next when the countdown ran out.
+    pub samples: u32,
 }
 
 /// Of a RAM page, in few bits: there are many exits.
@@ -140,7 +145,7 @@ pub struct Engine {
     pub sites: Vec<Site>,
     pub blocks: Vec<Block>,
     pub exits: Vec<ExitSite>,
-    by_place: HashMap<(u64, u64, u8), u32>,
+    by_place: HashMap<Key, u32>,
     by_page: HashMap<u64, Vec<u32>>,
     contexts: Vec<Context>,
     /// By a hash of linear address, RAM page and key: the last for which a translation was wanted in vain, and how often
@@ -153,6 +158,12 @@ pub struct Engine {
     careful_at: Option<u64>,
     /// The block that found itself changed, while emitted code runs.
     pub stale: Option<u32>,
+    /// What is known of hot blocks.
+    pub feedback: Feedback,
+    /// Number of the guess that was given last.
+    pub next_guess: usize,
+    /// Times that the countdown ran out.
+    expired: u32,
 }
 
 impl Engine {
@@ -181,6 +192,9 @@ impl Engine {
             exit: Exit::Branch,
             careful_at: None,
             stale: None,
+            feedback: Feedback::default(),
+            next_guess: 0,
+            expired: 0,
         })
     }
 
@@ -260,15 +274,83 @@ impl Engine {
         }
         // Nobody's: what was translated has to be found.
         (*asked, *times) = (NOBODY, 0);
+        // Tests translate everything: what hot code does, too.
+        self.translate(
+            core,
+            place,
+            key,
+            heat,
+            self.threshold == 0 && key & CAREFUL == 0 && !place.checks_itself,
+        )
+    }
+
+    /// Translates what is at `place`; `hot`: with guesses.
+    fn translate(
+        &mut self,
+        core: &SoftCore,
+        place: &Place,
+        key: u8,
+        heat: &Heat<'_>,
+        hot: bool,
+    ) -> Option<u32> {
         if self.is_full() {
             self.clear();
         }
         let id = self.blocks.len() as u32;
-        let block = block::translate(self, core, place, key, heat)?;
+        let block = block::translate(self, core, place, key, heat, hot)?;
         self.blocks.push(block);
         self.by_place.insert((place.linear, place.at, key), id);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
+    }
+
+    /// Whether there is a translation of this name.
+    pub fn has(&self, key: &Key) -> bool {
+        self.by_place.contains_key(key)
+    }
+
+    /// Translates the block at `place` anew, as a hot one: ways to it lead to what it becomes. Not while translated code runs.
+    fn renew(&mut self, core: &SoftCore, place: &Place, context: u8, heat: &Heat<'_>) -> Option<u32> {
+        let key = (place.linear, place.at, context);
+        let old = self.by_place.get(&key).copied()?;
+        let count = self.blocks.len();
+        let Some(id) = self.translate(core, place, context, heat, true) else {
+            return self.by_place.get(&key).copied();
+        };
+        // All others may have been dropped.
+        if id as usize == count {
+            let (from, to) = (self.blocks[old as usize], self.blocks[id as usize]);
+            for site in self.exits.iter().filter(|site| site.target == place.linear) {
+                let jump = self.memory.start() + u64::from(site.jump);
+                match self.memory.jump_target(jump) {
+                    leads if leads == from.guarded => self.memory.patch_jump(jump, to.guarded),
+                    leads if leads == from.body => self.memory.patch_jump(jump, to.body),
+                    _ => {}
+                }
+            }
+            self.lead(from.guarded, to.guarded);
+            self.lead(from.body, to.body);
+            self.blocks[old as usize].live = false;
+        }
+        Some(id)
+    }
+
+    /// The countdown ran out on the way to RIP: now and then counts a sample of the block there. Whether to leave, so that it
+    /// is translated anew.
+    pub fn sample(&mut self, core: &mut SoftCore) -> bool {
+        self.expired = self.expired.wrapping_add(1);
+        if !self.expired.is_multiple_of(feedback::EVERY) {
+            return false;
+        }
+        let Some(context) = self.context(core) else { return false };
+        let Some(place) = core.known_place(core.linear_ip()) else { return false };
+        let key = (place.linear, place.at, context);
+        let Some(id) = self.by_place.get(&key) else { return false };
+        let b = &mut self.blocks[*id as usize];
+        b.samples += 1;
+        let samples = b.samples;
+        self.exit = Exit::Branch;
+        self.feedback.sampled(core, key, samples)
     }
 
     /// Another block may not find room.
@@ -438,6 +520,7 @@ impl Engine {
         self.exits.clear();
         self.by_place.clear();
         self.by_page.clear();
+        self.feedback.clear();
         for c in &mut self.contexts {
             c.table = empty_table();
         }
@@ -471,7 +554,11 @@ impl Translator for Engine {
         let exec_id = core.exec_id(place.linear)?;
         let context = self.make_context(core)?;
         let careful = self.careful_at.take() == Some(place.linear);
-        let id = self.translation(core, place, if careful { context | CAREFUL } else { context }, heat)?;
+        let key = if careful { context | CAREFUL } else { context };
+        let id = match self.feedback.is_wanted((place.linear, place.at, key)) {
+            true if !place.checks_itself => self.renew(core, place, key, heat)?,
+            _ => self.translation(core, place, key, heat)?,
+        };
         let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);
         self.show_tables(core);

@@ -15,11 +15,13 @@
 
 mod asm;
 mod block;
+mod chain;
 mod code_memory;
 mod elide;
 mod emit;
 mod encoding;
 mod engine;
+mod feedback;
 #[cfg(test)]
 mod golden;
 mod host;

@@ -90,6 +90,9 @@ pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     let ExitSite { target, careful, .. } = engine.exits[exit as usize];
     core.cpu.gpr[RIP] = target;
+    if core.hot.countdown <= 0 && engine.sample(core) {
+        return engine.thunks.leave;
+    }
     let to = if careful { engine.go_on_carefully(core, exit as usize) } else { engine.go_on(core) };
     if to != engine.thunks.leave {
         engine.link(exit as usize, core);
@@ -147,6 +150,9 @@ pub unsafe extern "sysv64" fn resume(core: *mut SoftCore, linear: u64) -> u64 {
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = linear;
+    if engine.sample(core) {
+        return engine.thunks.leave;
+    }
     engine.go_on(core)
 }
 
@@ -178,7 +184,10 @@ pub unsafe extern "sysv64" fn x87_to_image(core: *mut SoftCore, _: u64) -> u64 {
 pub fn may_go_on(core: &mut SoftCore) -> bool {
     if core.hot.countdown <= 0 {
         core.hot.budget -= SPAN - core.hot.countdown;
-        core.hot.countdown = SPAN;
+        // Not always the same: samples of a loop would all be of one of its blocks.
+        let less = core.hot.budget & 0x3FF;
+        core.hot.budget += less;
+        core.hot.countdown = SPAN - less;
     }
     core.hot.budget > 0 && core.may_go_on()
 }

@@ -195,3 +195,40 @@ fn filling_with_patterns() {
         assert!(inside.chunks(size as usize).all(|c| *c == pattern.to_le_bytes()[..size as usize]), "{size}");
     }
 }
+
+/// Each access needs what the last one found: a ring of words in as many pages, or in one. The code becomes hot, is written, and becomes
+/// hot again; the pages move meanwhile.
+#[test]
+fn from_link_to_link() {
+    use std::sync::Arc;
+    const TURNS: u32 = 300_000;
+    for (threshold, stride, links) in [(0, 4096, 5), (16, 4096, 5), (16, 8, 500), (16, 4096 + 8, 300)] {
+        let factory = Arc::new(cpu_translate::Factory { threshold });
+        let mut g = Guest::with_engine("max", &cpu_soft::SoftHypervisor::translating(factory));
+        let mut tables = Tables::long(&g.ram);
+        tables.identity(RAM_BYTES, RW);
+        for page in 0..301 {
+            tables.map(WINDOW + page * 4096, (DATA + page % 8 * 4096) | RW, 1);
+        }
+        g.long_with(&tables);
+        let at = |n: u64| n % links * stride;
+        (0..links).for_each(|n| g.put(DATA + at(n) % 0x8000, &(WINDOW + at(n + 1)).to_le_bytes()));
+        g.edit(|s| (s.gpr[0], s.gpr[1], s.gpr[2], s.gpr[3]) = (WINDOW, TURNS.into(), 0, 2));
+        g.code(|a| {
+            let (mut rounds, mut again) = (a.create_label(), a.create_label());
+            a.set_label(&mut rounds).unwrap();
+            asm!(a; mov(ecx, TURNS););
+            a.set_label(&mut again).unwrap();
+            asm!(a; mov(rax, qword_ptr(rax)); add(rdx, rax); dec(ecx); jne(again););
+            // The immediate of `mov ecx`, as it is.
+            asm!(a; mov(dword_ptr(CODE + 1), TURNS); dec(ebx); jne(rounds); hlt(););
+        });
+        let (mut n, mut sum) = (0, 0u64);
+        for _ in 0..2 * TURNS {
+            n += 1;
+            sum = sum.wrapping_add(WINDOW + at(n));
+        }
+        let s = g.run_to_halt();
+        assert_eq!((s.gpr[0], s.gpr[2]), (WINDOW + at(n), sum), "{threshold} {stride} {links}");
+    }
+}

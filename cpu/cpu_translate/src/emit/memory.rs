@@ -30,6 +30,22 @@ pub enum Address<'a> {
     Bit(&'a Instruction, u8, u32),
 }
 
+/// How the address that a check starts at comes to `T0`.
+enum Start {
+    Operand(Instruction, u32),
+    Register(u8, i32),
+    Bit(Instruction, u8, u32),
+}
+
+/// How a check goes on whose guess was wrong.
+pub struct Recall {
+    guess: usize,
+    start: Start,
+    access: Access,
+    /// Behind the comparison.
+    back: u64,
+}
+
 impl Emitter<'_> {
     /// Makes an access possible: the operand, and the jumps that are taken to where the handler does it. `live`: flags
     /// that matter before the instruction; a check loses the host's.
@@ -78,36 +94,97 @@ impl Emitter<'_> {
     /// Emits address and check of an access `back` bytes before `address`; the jumps lead to where it fails.
     fn check(&mut self, address: Address<'_>, back: u32, access: Access) -> Vec<Patch> {
         self.in_t1 = None;
-        let mut jumps = Vec::new();
-        match address {
-            Address::Operand(insn) => jumps.extend(self.linear_address(insn, back)),
-            Address::Register(base, disp) => {
-                self.a.lea_word(self.wide(), T0, at(base, disp - back as i32));
-            }
-            Address::Bit(insn, register, bytes) => jumps.extend(self.bit_address(insn, register, bytes)),
-        }
-        let array = layout::tlb(self.mmu_index);
-        let entry = |offset: usize| Mem {
-            base: CONTEXT,
-            index: Some((T1, 0)),
-            disp: (array + offset) as i32,
-            ram: false,
+        let start = match address {
+            Address::Operand(insn) => Start::Operand(*insn, back),
+            Address::Register(base, disp) => Start::Register(base, disp - back as i32),
+            Address::Bit(insn, register, bytes) => Start::Bit(*insn, register, bytes),
         };
-        self.a.mov(T1, T0);
-        self.a.shift(false, T1, 7);
-        self.a.and_imm32(T1, (layout::TLB_ENTRIES as u32 - 1) << 5);
-        let tag = if access.write { layout::TLB_WRITE } else { layout::TLB_READ };
-        self.a.alu(0x33, T0, entry(tag)); // xor
-        self.a.cmp_imm(T0, 4096 - access.size);
-        jumps.push(self.a.jcc_later(cc::ABOVE));
+        let mut jumps = self.start(&start);
+        let guess = self.guess(address);
+        match guess {
+            Some(n) => self.a.load32(T1, field(layout::guess(n) + layout::GUESS_ENTRY)),
+            None => self.find_entry(),
+        }
+        let other = self.compare(access);
+        if let Some(guess) = guess {
+            let recall = Recall { guess, start, access, back: self.a.here() };
+            self.recalls.push((other, recall));
+        }
+        jumps.push(other);
         if access.align > 1 {
             // test r10b, align - 1
             self.a.modrm(&[], false, true, &[0xF6], 0, Rm::Reg(T0));
             self.a.bytes(&[access.align as u8 - 1]);
             jumps.push(self.a.jcc_later(cc::NOT_EQUAL));
         }
-        self.a.load(T1, entry(layout::TLB_HOST));
+        self.a.load(T1, self.entry(layout::TLB_HOST));
         jumps
+    }
+
+    /// Emits the address that a check starts at, to `T0`; the jumps are taken if there is none.
+    fn start(&mut self, start: &Start) -> Vec<Patch> {
+        let mut jumps = Vec::new();
+        match start {
+            Start::Operand(insn, back) => jumps.extend(self.linear_address(insn, *back)),
+            Start::Register(base, disp) => self.a.lea_word(self.wide(), T0, at(*base, *disp)),
+            Start::Bit(insn, register, bytes) => jumps.extend(self.bit_address(insn, *register, *bytes)),
+        }
+        jumps
+    }
+
+    /// The TLB's entry whose offset in its array is in `T1`.
+    fn entry(&self, offset: usize) -> Mem {
+        let disp = (layout::tlb(self.mmu_index) + offset) as i32;
+        Mem { base: CONTEXT, index: Some((T1, 0)), disp, ram: false }
+    }
+
+    /// The offset of the entry for the address in `T0` to `T1`.
+    fn find_entry(&mut self) {
+        self.a.mov(T1, T0);
+        self.a.shift(false, T1, 7);
+        self.a.and_imm32(T1, (layout::TLB_ENTRIES as u32 - 1) << 5);
+    }
+
+    /// `T0` becomes the offset in the page of the entry in `T1`; the jump is taken if it is another page.
+    fn compare(&mut self, access: Access) -> Patch {
+        let tag = if access.write { layout::TLB_WRITE } else { layout::TLB_READ };
+        self.a.alu(0x33, T0, self.entry(tag)); // xor
+        self.a.cmp_imm(T0, 4096 - access.size);
+        self.a.jcc_later(cc::ABOVE)
+    }
+
+    /// The guess of the operand's access of the instruction under way, in hot code.
+    fn guess(&mut self, address: Address<'_>) -> Option<usize> {
+        let chained = self.chained && !matches!(address, Address::Register(..));
+        self.guesses.as_mut().filter(|_| chained)?.of(self.at as u16, &mut self.engine.next_guess)
+    }
+
+    /// `jumps` of checks lead to what is emitted next, if the TLB lacks the page; a guess is corrected before.
+    pub(super) fn bind_checks(&mut self, jumps: Vec<Patch>) {
+        let mut failed = Vec::new();
+        for jump in jumps {
+            match self.recalls.iter().position(|(other, _)| other.0 == jump.0) {
+                Some(n) => {
+                    let (_, recall) = self.recalls.swap_remove(n);
+                    self.a.bind(jump);
+                    failed.extend(self.recall(&recall));
+                }
+                None => failed.push(jump),
+            }
+        }
+        failed.into_iter().for_each(|jump| self.a.bind(jump));
+    }
+
+    /// Guesses anew and goes back; the jumps are taken if the TLB lacks the page.
+    fn recall(&mut self, recall: &Recall) -> Vec<Patch> {
+        let guess = layout::guess(recall.guess);
+        let mut failed = self.start(&recall.start);
+        self.find_entry();
+        self.a.modrm(&[], false, false, &[0x89], T1, field(guess + layout::GUESS_ENTRY).into()); // mov
+        self.a.modrm(&[], false, false, &[0xFF], 0, field(guess + layout::GUESS_MISSES).into()); // inc
+        failed.push(self.compare(recall.access));
+        self.a.jmp(recall.back);
+        failed
     }
 
     /// The handler does `item` when one of `jumps` is taken, and comes back to where code is emitted now.

@@ -20,11 +20,13 @@ use crate::asm::{Asm, CONTEXT, Patch, Rm, T0, T1, at, cc, field, reg::*};
 use crate::block::{Item, Source, SystemCalls};
 use crate::elide::Range;
 use crate::engine::{Block, Engine, ExitSite, PageNumber, Site};
+use crate::feedback::Guesses;
 use crate::liveness::{self, Flags};
 use crate::plan::Plan;
 use crate::thunks::{slot, slot_at};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Place, layout};
+use memory::Recall;
 use x86_decode::RflagsBits;
 use x86_emulate::Op;
 
@@ -93,6 +95,12 @@ pub struct Emitter<'a> {
     keeps_t1: bool,
     /// See `Finished::marks`.
     marks: Vec<usize>,
+    /// See `Item::chained`, of the instruction under way.
+    chained: bool,
+    /// Of a hot block.
+    pub guesses: Option<Guesses>,
+    /// Comparisons that guesses were made for.
+    recalls: Vec<(Patch, Recall)>,
 }
 
 /// What comes out.
@@ -103,6 +111,8 @@ pub struct Finished {
     pub block: Block,
     /// Where in the code each instruction's begins, and where the last one's ends.
     pub marks: Vec<usize>,
+    /// What a hot one guesses.
+    pub guesses: Option<Guesses>,
 }
 
 impl<'a> Emitter<'a> {
@@ -117,6 +127,7 @@ impl<'a> Emitter<'a> {
             body: 0,
             miss: 0,
             live: true,
+            samples: 0,
         };
         let a = Asm::new(base);
         let (in_host, in_memory) = (false, true);
@@ -137,6 +148,9 @@ impl<'a> Emitter<'a> {
             in_t1: None,
             keeps_t1: false,
             marks: Vec::new(),
+            chained: false,
+            guesses: None,
+            recalls: Vec::new(),
         }
     }
 
@@ -167,6 +181,7 @@ impl<'a> Emitter<'a> {
             self.at = u64::from(item.op.at);
             self.marks.push(self.a.code.len());
             self.keeps_t1 = false;
+            self.chained = item.chained;
             if !item.behind().is_empty() {
                 self.check_behind(item);
             }
@@ -184,7 +199,7 @@ impl<'a> Emitter<'a> {
 
     /// The result.
     pub fn finish(self) -> Finished {
-        Finished { code: self.a.code, block: self.block, marks: self.marks }
+        Finished { code: self.a.code, block: self.block, marks: self.marks, guesses: self.guesses }
     }
 
     fn item(&mut self, item: &Item) {
@@ -366,7 +381,7 @@ impl<'a> Emitter<'a> {
         while let Some(stub) = self.stubs.pop() {
             match stub {
                 Stub::Slow { jumps, site, back, reload } => {
-                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.bind_checks(jumps);
                     self.a.mov_imm32(T1, site);
                     self.a.call(self.engine.thunks.operation);
                     if reload {
@@ -393,12 +408,12 @@ impl<'a> Emitter<'a> {
                     self.exit_to(target);
                 }
                 Stub::Careful { jumps, target, done } => {
-                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.bind_checks(jumps);
                     self.done = done;
                     self.exit(target, self.same_page(target), true);
                 }
                 Stub::Interpreted { jumps, target, done } => {
-                    jumps.into_iter().for_each(|p| self.a.bind(p));
+                    self.bind_checks(jumps);
                     self.done = done;
                     self.count();
                     self.a.mov_imm(T1, target);

@@ -1,0 +1,144 @@
+//! Hot blocks: which those are, and what is learnt while they run.
+//!
+//! Each [`EVERY`]th time that the countdown runs out, the block that comes next is sampled (`runtime.rs`). One with [`HOT`] samples is
+//! translated anew. Accesses whose address hangs on another load (`chain.rs`) then guess where in the TLB they find their page:
+//! where they found the last one. The host's processor predicts that the guess is right, and need not wait for the address to
+//! look anything up. A guess is compared as an entry that was looked up would be, so a wrong one costs time only (some 20 cycles for
+//! the branch). Wrong ones are counted where they are corrected, out of line; an access that has too many loses its guess, in
+//! one more translation.
+
+use crate::engine::Key;
+use crate::runtime;
+use cpu_soft::SoftCore;
+use cpu_soft::translate::GUESSES;
+use hashbrown::HashMap;
+
+/// See the module's header: a sample stands for about so many spans of the countdown.
+pub const EVERY: u32 = 8;
+/// Samples that make a block hot: a million instructions. A boot has few such blocks.
+const HOT: u32 = 16;
+/// Samples of a hot block between two looks at its guesses.
+const LOOK: u32 = 2;
+/// Executions of an access for which one wrong guess is not too many: each right one saves some 5 cycles.
+const FEW: u32 = 16;
+
+/// What a block's accesses guess. An access is named by its instruction's offset in the page: the same in several turns of a loop has
+/// one guess.
+#[derive(Debug, Default)]
+pub struct Guesses {
+    /// Accesses that go from page to page.
+    scattered: Vec<u16>,
+    /// The others.
+    used: Vec<Used>,
+    /// Instructions of the block.
+    instructions: u32,
+}
+
+/// An access that guesses.
+#[derive(Debug)]
+struct Used {
+    at: u16,
+    /// Number of its guess.
+    guess: usize,
+    /// Times that it is in the block.
+    copies: u32,
+}
+
+impl Guesses {
+    /// The guess of the access at `at`; `next` numbers them.
+    pub fn of(&mut self, at: u16, next: &mut usize) -> Option<usize> {
+        if self.scattered.contains(&at) {
+            return None;
+        }
+        if let Some(used) = self.used.iter_mut().find(|used| used.at == at) {
+            used.copies += 1;
+            return Some(used.guess);
+        }
+        *next = (*next + 1) % GUESSES;
+        self.used.push(Used { at, guess: *next, copies: 1 });
+        Some(*next)
+    }
+
+    /// Takes guesses away that were wrong too often in [`LOOK`] samples; whether there were such. `misses`: how often one was,
+    /// since it was asked last.
+    fn judge(&mut self, mut misses: impl FnMut(usize) -> u32) -> bool {
+        let before = self.scattered.len();
+        // At least: not every execution comes to the end.
+        let executions = LOOK * EVERY * runtime::SPAN as u32 / self.instructions.max(1);
+        for used in &self.used {
+            if misses(used.guess) > executions * used.copies / FEW {
+                self.scattered.push(used.at);
+            }
+        }
+        self.scattered.len() > before
+    }
+}
+
+/// What is known of hot blocks.
+#[derive(Default)]
+pub struct Feedback {
+    blocks: HashMap<Key, Guesses>,
+    /// This one is to be translated anew.
+    wanted: Option<Key>,
+}
+
+impl Feedback {
+    /// Block `key` has `samples` now: whether it is to be translated anew.
+    pub fn sampled(&mut self, core: &mut SoftCore, key: Key, samples: u32) -> bool {
+        let misses = |n: usize| core::mem::take(&mut core.hot.guesses[n].misses);
+        let ripe = match self.blocks.get_mut(&key) {
+            None => samples.is_multiple_of(HOT),
+            Some(guesses) => samples.is_multiple_of(LOOK) && guesses.judge(misses),
+        };
+        if ripe {
+            self.wanted = Some(key);
+        }
+        ripe
+    }
+
+    /// Whether block `key` is to be translated anew; asks once.
+    pub fn is_wanted(&mut self, key: Key) -> bool {
+        self.wanted.take() == Some(key)
+    }
+
+    /// What a translation of `key` begins with if it is hot: it is if `hot`, and if it was before.
+    pub fn begin(&self, key: Key, hot: bool) -> Option<Guesses> {
+        let scattered = self.blocks.get(&key).map(|known| known.scattered.clone());
+        (hot || scattered.is_some())
+            .then(|| Guesses { scattered: scattered.unwrap_or_default(), ..Guesses::default() })
+    }
+
+    /// Block `key` of so many instructions was translated with these guesses.
+    pub fn keep(&mut self, key: Key, guesses: Guesses, instructions: usize) {
+        self.blocks.insert(key, Guesses { instructions: instructions as u32, ..guesses });
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_that_are_mostly_wrong_are_given_up() {
+        let mut next = GUESSES - 1;
+        let mut guesses = Guesses { instructions: 32, ..Guesses::default() };
+        assert_eq!([7, 9, 7].map(|at| guesses.of(at, &mut next)), [Some(0), Some(1), Some(0)]);
+        // 4096 executions: two copies of the first, one of the second.
+        assert!(!guesses.judge(|n| [512, 256][n]));
+        assert!(guesses.judge(|n| [512, 257][n]));
+        assert_eq!([7, 9].map(|at| guesses.of(at, &mut next)), [Some(0), None]);
+        let (mut feedback, key) = (Feedback::default(), (1, 2, 3));
+        assert!(feedback.begin(key, false).is_none());
+        feedback.keep(key, guesses, 32);
+        // What becomes of the page that was written is hot at once, and nobody's guess comes back.
+        let again = feedback.begin(key, false).unwrap();
+        assert_eq!((again.scattered, again.used.len()), (vec![9], 0));
+        feedback.wanted = Some(key);
+        assert!(feedback.is_wanted(key) && !feedback.is_wanted(key));
+    }
+}
