@@ -1,7 +1,8 @@
 //! Memory operands: the inline soft TLB.
 //!
 //! The check leaves the offset in the page in `T0` and the page's offset in guest RAM in `T1`, so that the
-//! operand is `gs:[T0 + T1]`. It fails for whatever the TLB does not hold, and for operands that cross a page.
+//! operand is `gs:[T0 + T1]`. It fails for whatever the TLB does not hold, and for operands that cross a page. In hot blocks
+//! some accesses guess the TLB's entry (`feedback.rs`).
 //! In a group (`elide.rs`) the first access checks for all; the operand is then `gs:[T1 + at]`, where `T1` is
 //! the group's slot.
 
