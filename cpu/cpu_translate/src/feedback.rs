@@ -17,8 +17,8 @@ use hashbrown::HashMap;
 pub const EVERY: u32 = 8;
 /// Samples that make a block hot: a million instructions. A boot has few such blocks.
 const HOT: u32 = 16;
-/// Samples of a hot block between two looks at its guesses.
-const LOOK: u32 = 2;
+/// Samples of a hot block between two looks at its guesses: so many that chance does not condemn any.
+const LOOK: u32 = 8;
 /// Executions of an access for which one wrong guess is not too many: each right one saves some 5 cycles.
 const FEW: u32 = 16;
 
@@ -128,9 +128,9 @@ mod tests {
         let mut next = GUESSES - 1;
         let mut guesses = Guesses { instructions: 32, ..Guesses::default() };
         assert_eq!([7, 9, 7].map(|at| guesses.of(at, &mut next)), [Some(0), Some(1), Some(0)]);
-        // 4096 executions: two copies of the first, one of the second.
-        assert!(!guesses.judge(|n| [512, 256][n]));
-        assert!(guesses.judge(|n| [512, 257][n]));
+        // 16,384 executions: two copies of the first, one of the second.
+        assert!(!guesses.judge(|n| [2048, 1024][n]));
+        assert!(guesses.judge(|n| [2048, 1025][n]));
         assert_eq!([7, 9].map(|at| guesses.of(at, &mut next)), [Some(0), None]);
         let (mut feedback, key) = (Feedback::default(), (1, 2, 3));
         assert!(feedback.begin(key, false).is_none());
