@@ -375,11 +375,12 @@ impl SoftCore {
 
     /// Arithmetic flags that the instructions at `trail` leave undefined.
     fn undefined_flags(&mut self, trail: &[u64]) -> u64 {
-        let mut undefined = 0;
+        let (mut undefined, bits) = (0, self.cpu.mode.bitness());
         for linear in trail {
             let Some(page) = self.code_page(*linear) else { continue };
             let (at, features) = ((linear & 0xFFF) as usize, self.shared.model.features);
-            if let Decoded::Instruction(insn) = decode(page.get(at..).unwrap_or_default(), 64, 0, features) {
+            if let Decoded::Instruction(insn) = decode(page.get(at..).unwrap_or_default(), bits, 0, features)
+            {
                 undefined &= !flag_use::modified(&insn);
                 undefined |= flag_use::undefined(&insn);
             }
@@ -409,10 +410,10 @@ impl SoftCore {
     fn live_at(&mut self, linear: u64, depth: u32) -> u64 {
         let Some(page) = self.code_page(linear) else { return STATUS };
         let mut at = (linear & 0xFFF) as usize;
-        let (mut read, mut written) = (0, 0);
+        let (mut read, mut written, bits) = (0, 0, self.cpu.mode.bitness());
         for _ in 0..64 {
             let Decoded::Instruction(insn) =
-                decode(page.get(at..).unwrap_or_default(), 64, at as u64, self.shared.model.features)
+                decode(page.get(at..).unwrap_or_default(), bits, at as u64, self.shared.model.features)
             else {
                 break;
             };
@@ -446,10 +447,11 @@ impl SoftCore {
     fn write_code(&mut self, text: &mut String, cpu: &Cpu) {
         let Some(page) = self.code_page(cpu.gpr[RIP]) else { return };
         let mut at = (cpu.gpr[RIP] & 0xFFF) as usize;
+        let bits = cpu.mode.bitness();
         for _ in 0..24 {
             let features: FeatureSet = self.shared.model.features;
             let Decoded::Instruction(insn) =
-                decode(page.get(at..).unwrap_or_default(), 64, at as u64, features)
+                decode(page.get(at..).unwrap_or_default(), bits, at as u64, features)
             else {
                 break;
             };
