@@ -9,19 +9,23 @@ use crate::{block, feedback, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Exit, Heat, Place, Translator};
 use guest_memory::GuestRam;
-use hashbrown::HashMap;
+use hashbrown::hash_table::Entry;
+use hashbrown::{HashMap, HashTable};
 use std::io;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use x86_defs::cpuid::FeatureSet;
 use x86_emulate::{ModeKey, Op};
 
 /// Code of one vCPU.
-const CODE_BYTES: usize = 24 << 20;
+const CODE_BYTES: usize = 20 << 20;
 /// Room that a block is sure to find.
 const BLOCK_BYTES: usize = 64 << 10;
 /// Operations kept beside the code.
 const MAX_SITES: usize = 192 << 10;
+/// Ways out that are remembered.
+const MAX_EXITS: usize = 768 << 10;
+/// Blocks.
+const MAX_BLOCKS: usize = 256 << 10;
 /// Entries of the table of indirect branches, one table a context.
 pub const TABLE_ENTRIES: usize = 64 << 10;
 /// Contexts; with one more everything starts anew.
@@ -50,10 +54,8 @@ const NOBODY: u64 = 1 << 63;
 pub struct Site {
     /// The operation.
     pub op: Op<SoftCore>,
-    /// Address that its offset counts from: the page's.
-    pub rip: u64,
-    /// RAM page, unless the block checks itself.
-    pub page: Option<u64>,
+    /// Number of the block.
+    pub block: u32,
     /// May change how code runs: whatever is behind it is looked up anew.
     pub barrier: bool,
     /// Instructions of the block up to this one.
@@ -83,34 +85,58 @@ pub struct Block {
     pub live: bool,
     /// Times that it came next when the countdown ran out.
     pub samples: u32,
+    /// See [`Place::checks_itself`].
+    pub checks_itself: bool,
 }
 
-/// Of a RAM page, in few bits: there are many exits.
+impl Block {
+    /// Linear address of its page.
+    pub fn linear_page(&self) -> u64 {
+        self.linear & !0xFFF
+    }
+    fn name(&self) -> Key {
+        (self.linear, self.at, self.key)
+    }
+    /// RAM page whose stores end it.
+    pub fn watched_page(&self) -> Option<u64> {
+        (!self.checks_itself).then_some(self.at >> 12)
+    }
+}
+
+/// A jump out of a block to a fixed address. There are many.
 #[derive(Clone, Copy)]
-pub struct PageNumber(NonZeroU32);
-
-impl PageNumber {
-    /// `None` beyond 16 TiB.
-    pub fn of(at: u64) -> Option<Self> {
-        u32::try_from((at >> 12) + 1).ok().and_then(NonZeroU32::new).map(Self)
-    }
-    pub fn get(self) -> u64 {
-        u64::from(self.0.get()) - 1
-    }
-}
-
-/// A jump out of a block to a fixed address.
 pub struct ExitSite {
-    /// Where in the code the jump's displacement is.
-    pub jump: u32,
     /// Where it leads in the guest.
     pub target: u64,
-    /// The RAM page of the block if the target is in the same page: then no guard is needed.
-    pub same_page: Option<PageNumber>,
+    /// Number of the block.
+    pub block: u32,
+    /// Where in the code the jump's displacement is, and two flags: see `new`.
+    jump: u32,
+}
+
+impl ExitSite {
+    const CAREFUL: u32 = 1;
+    const GUARDED: u32 = 2;
+
+    /// `jump`: where in the code its displacement is. `careful`: to a careful translation. `guarded`: to another mode's code,
+    /// with a guard even in the same page.
+    pub fn new(block: u32, target: u64, jump: u32, careful: bool, guarded: bool) -> Self {
+        const { assert!(CODE_BYTES < 1 << 30) };
+        let flags = if careful { Self::CAREFUL } else { 0 } | if guarded { Self::GUARDED } else { 0 };
+        Self { target, block, jump: jump << 2 | flags }
+    }
+    /// Where in the code the jump's displacement is.
+    pub fn jump(self) -> u64 {
+        u64::from(self.jump >> 2)
+    }
     /// It leads to a careful translation.
-    pub careful: bool,
-    /// The block that it leaves checks itself.
-    pub checks_itself: bool,
+    pub fn careful(self) -> bool {
+        self.jump & Self::CAREFUL != 0
+    }
+    /// Whether it may go without a guard to a place in the RAM page of `block`, whose exit it is.
+    fn stays_in_page(self, block: &Block) -> bool {
+        self.jump & Self::GUARDED == 0 && (self.target ^ block.linear) & !0xFFF == 0
+    }
 }
 
 /// An entry of the table of indirect branches, as emitted code reads it: linear address, code. (An array of plain words:
@@ -145,7 +171,8 @@ pub struct Engine {
     pub sites: Vec<Site>,
     pub blocks: Vec<Block>,
     pub exits: Vec<ExitSite>,
-    by_place: HashMap<Key, u32>,
+    /// Numbers of the blocks by [`place_hash`].
+    by_place: HashTable<u32>,
     by_page: HashMap<u64, Vec<u32>>,
     contexts: Vec<Context>,
     /// By a hash of linear address, RAM page and key: the last for which a translation was wanted in vain, and how often
@@ -182,10 +209,11 @@ impl Engine {
             fixed: memory.used(),
             memory,
             thunks,
-            sites: Vec::new(),
-            blocks: Vec::new(),
-            exits: Vec::new(),
-            by_place: HashMap::new(),
+            // All at once: what is not used yet costs nothing, and nothing is copied.
+            sites: Vec::with_capacity(MAX_SITES),
+            blocks: Vec::with_capacity(MAX_BLOCKS),
+            exits: Vec::with_capacity(MAX_EXITS),
+            by_place: HashTable::new(),
             by_page: HashMap::new(),
             contexts: Vec::new(),
             asked: vec![(0, 0); ASKED_ENTRIES].into_boxed_slice(),
@@ -259,15 +287,17 @@ impl Engine {
     fn translation(&mut self, core: &SoftCore, place: &Place, key: u8, heat: &Heat<'_>) -> Option<u32> {
         let which = place.linear ^ place.at >> 12 << 48 ^ u64::from(key) << 56;
         let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
-        let (asked, times) = &mut self.asked[slot];
+        let (asked, times) = self.asked[slot];
         // What is being counted is not translated yet: no need to look.
-        if *asked != which || *times >= self.threshold {
-            if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
-                return Some(*id);
+        if asked != which || times >= self.threshold {
+            if let Some(id) = self.find(place, key) {
+                return Some(id);
             }
+            let (asked, _) = &mut self.asked[slot];
             // The count goes on: two that share a slot and take turns would never be translated else.
             *asked = which;
         }
+        let (asked, times) = &mut self.asked[slot];
         *times += 1;
         if *times <= self.threshold {
             return None;
@@ -299,29 +329,38 @@ impl Engine {
         let id = self.blocks.len() as u32;
         let block = block::translate(self, core, place, key, heat, hot)?;
         self.blocks.push(block);
-        self.by_place.insert((place.linear, place.at, key), id);
+        let (blocks, name) = (&self.blocks, block.name());
+        let (same, hash) = (
+            |known: &u32| blocks[*known as usize].name() == name,
+            |known: &u32| place_hash(&blocks[*known as usize].name()),
+        );
+        // What is translated anew takes the place of what was there.
+        match self.by_place.entry(place_hash(&name), same, hash) {
+            Entry::Occupied(mut known) => *known.get_mut() = id,
+            Entry::Vacant(none) => _ = none.insert(id),
+        }
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
     }
 
     /// Whether there is a translation of this name.
     pub fn has(&self, key: &Key) -> bool {
-        self.by_place.contains_key(key)
+        self.find_key(key).is_some()
     }
 
     /// Translates the block at `place` anew, as a hot one: ways to it lead to what it becomes. Not while translated code runs.
     fn renew(&mut self, core: &SoftCore, place: &Place, context: u8, heat: &Heat<'_>) -> Option<u32> {
         let key = (place.linear, place.at, context);
-        let old = self.by_place.get(&key).copied()?;
+        let old = self.find_key(&key)?;
         let count = self.blocks.len();
         let Some(id) = self.translate(core, place, context, heat, true) else {
-            return self.by_place.get(&key).copied();
+            return self.find_key(&key);
         };
         // All others may have been dropped.
         if id as usize == count {
             let (from, to) = (self.blocks[old as usize], self.blocks[id as usize]);
             for site in self.exits.iter().filter(|site| site.target == place.linear) {
-                let jump = self.memory.start() + u64::from(site.jump);
+                let jump = self.memory.start() + site.jump();
                 match self.memory.jump_target(jump) {
                     leads if leads == from.guarded => self.memory.patch_jump(jump, to.guarded),
                     leads if leads == from.body => self.memory.patch_jump(jump, to.body),
@@ -345,17 +384,30 @@ impl Engine {
         let Some(context) = self.context(core) else { return false };
         let Some(place) = core.known_place(core.linear_ip()) else { return false };
         let key = (place.linear, place.at, context);
-        let Some(id) = self.by_place.get(&key) else { return false };
-        let b = &mut self.blocks[*id as usize];
+        let Some(id) = self.find_key(&key) else { return false };
+        let b = &mut self.blocks[id as usize];
         b.samples += 1;
         let samples = b.samples;
         self.exit = Exit::Branch;
         self.feedback.sampled(core, key, samples)
     }
 
+    /// The translation at `place`.
+    fn find(&self, place: &Place, key: u8) -> Option<u32> {
+        self.find_key(&(place.linear, place.at, key))
+    }
+    fn find_key(&self, key: &Key) -> Option<u32> {
+        let same = |id: &u32| self.blocks[*id as usize].name() == *key;
+        self.by_place.find(place_hash(key), same).copied()
+    }
+
     /// Another block may not find room.
     fn is_full(&self) -> bool {
-        self.memory.left() < BLOCK_BYTES || self.sites.len() + 2 * block::MAX_INSTRUCTIONS > MAX_SITES
+        let most = 2 * block::MAX_INSTRUCTIONS;
+        self.memory.left() < BLOCK_BYTES
+            || self.sites.len() + most > MAX_SITES
+            || self.exits.len() + most > MAX_EXITS
+            || self.blocks.len() == MAX_BLOCKS
     }
 
     /// What of the host's may be emitted for a context.
@@ -408,14 +460,13 @@ impl Engine {
             return self.thunks.leave;
         }
         let linear = core.linear_ip();
-        let ExitSite { same_page, checks_itself, .. } = self.exits[exit];
-        let place =
-            core.known_place(linear).filter(|p| same_page.is_some_and(|page| page.get() == p.at >> 12));
+        let Block { at, checks_itself, .. } = self.blocks[self.exits[exit].block as usize];
+        let place = core.known_place(linear).filter(|p| (p.at ^ at) >> 12 == 0);
         let place = place.map(|p| Place { checks_itself, ..p });
         if let (Some(context), Some(place)) = (self.context(core), place) {
             let key = context | CAREFUL;
             // Not if all had to be dropped: emitted code waits for us.
-            let known = self.by_place.contains_key(&(place.linear, place.at, key));
+            let known = self.find(&place, key).is_some();
             let id =
                 if known || !self.is_full() { self.translation(core, &place, key, &|_| 0) } else { None };
             self.show_tables(core);
@@ -430,7 +481,7 @@ impl Engine {
     fn known(&mut self, core: &mut SoftCore, context: u8) -> u64 {
         let linear = core.linear_ip();
         let place = core.refilled_place(linear);
-        let id = place.and_then(|p| self.by_place.get(&(p.linear, p.at, context)).copied());
+        let id = place.and_then(|p| self.find(&p, context));
         match id {
             Some(id) => self.admit(id, core.claim_exec_id(linear)),
             None => self.thunks.leave,
@@ -441,15 +492,14 @@ impl Engine {
     pub fn link(&mut self, n: usize, core: &mut SoftCore) {
         let Some(context) = self.context(core) else { return };
         // Data may have driven it out of the TLB: then, too, it is to be linked.
-        let Some(place) = core.refilled_place(self.exits[n].target) else { return };
-        let key = if self.exits[n].careful { context | CAREFUL } else { context };
-        if let Some(id) = self.by_place.get(&(place.linear, place.at, key)) {
-            let b = &self.blocks[*id as usize];
-            let to = match self.exits[n].same_page {
-                Some(page) if page.get() == place.at >> 12 => b.body,
-                _ => b.guarded,
-            };
-            self.memory.patch_jump(self.memory.start() + u64::from(self.exits[n].jump), to);
+        let site = self.exits[n];
+        let Some(place) = core.refilled_place(site.target) else { return };
+        let key = if site.careful() { context | CAREFUL } else { context };
+        if let Some(id) = self.find(&place, key) {
+            let (from, b) = (&self.blocks[site.block as usize], &self.blocks[id as usize]);
+            let same = site.stays_in_page(from) && (from.at ^ place.at) >> 12 == 0;
+            let to = if same { b.body } else { b.guarded };
+            self.memory.patch_jump(self.memory.start() + site.jump(), to);
         }
     }
 
@@ -489,7 +539,9 @@ impl Engine {
         let b = &mut self.blocks[id as usize];
         b.live = false;
         let b = *b;
-        self.by_place.remove(&(b.linear, b.at, b.key));
+        if let Ok(known) = self.by_place.find_entry(place_hash(&b.name()), |known| *known == id) {
+            known.remove();
+        }
         // Whoever still knows its entry comes out at the miss.
         self.lead(b.guarded, b.miss);
         let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
@@ -525,6 +577,13 @@ impl Engine {
             c.table = empty_table();
         }
     }
+}
+
+/// For the table of blocks by place and key.
+fn place_hash(&(linear, at, key): &Key) -> u64 {
+    let mixed = (linear ^ at.rotate_left(29) ^ u64::from(key) << 57).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    // The table takes its slot from the low bits.
+    mixed ^ mixed >> 32
 }
 
 /// An entry for slot `slot` in which nothing is found: the address that it holds has another slot. (Any address can be
@@ -581,7 +640,7 @@ impl Translator for Engine {
             let enter: extern "sysv64" fn(*mut SoftCore, u64) = std::mem::transmute(enter as *const ());
             enter(core, target);
             core.hot.budget -= runtime::SPAN - core.hot.countdown;
-            x87::to_core(core, &(*engine).sites);
+            x87::to_core(core, &*engine);
         }
         if let Some(stale) = self.stale.take() {
             self.forget(stale);

@@ -38,11 +38,12 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
     let site = &engine.sites[site as usize];
     let (op, barrier) = (&site.op, site.barrier);
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    core.cpu.gpr[RIP] = site.rip;
-    core.set_block_page(site.page);
+    let block = &engine.blocks[site.block as usize];
+    core.cpu.gpr[RIP] = block.linear_page();
+    core.set_block_page(block.watched_page());
     let (done, sees_x87) = (i64::from(site.done), site.sees_x87);
     if sees_x87 {
-        x87::to_core(core, &engine.sites);
+        x87::to_core(core, engine);
     }
     match (op.run)(core, op) {
         // Not if it wrote code: what is behind in this block, and where it leads, may be stale.
@@ -57,7 +58,7 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
         Step::Branch => {}
         Step::Fault => {
             // What the unit remembers is of the segments of now.
-            x87::to_core(core, &engine.sites);
+            x87::to_core(core, engine);
             let exit = match core.deliver(op) {
                 Some(Outcome::Delivered) => None,
                 Some(Outcome::Waits) => Some(Exit::Service),
@@ -88,12 +89,12 @@ pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    let ExitSite { target, careful, .. } = engine.exits[exit as usize];
-    core.cpu.gpr[RIP] = target;
+    let site: ExitSite = engine.exits[exit as usize];
+    core.cpu.gpr[RIP] = site.target;
     if core.hot.countdown <= 0 && engine.sample(core) {
         return engine.thunks.leave;
     }
-    let to = if careful { engine.go_on_carefully(core, exit as usize) } else { engine.go_on(core) };
+    let to = if site.careful() { engine.go_on_carefully(core, exit as usize) } else { engine.go_on(core) };
     if to != engine.thunks.leave {
         engine.link(exit as usize, core);
     }

@@ -6,7 +6,7 @@
 //! [`slot::X87_DATA`], which emitted code keeps.
 
 use crate::encoding::Encoding;
-use crate::engine::Site;
+use crate::engine::Engine;
 use crate::thunks::slot;
 use cpu_soft::SoftCore;
 use x86_decode::{Code, Instruction, Mnemonic as M, OpKind};
@@ -74,7 +74,7 @@ pub fn sets_flags(insn: &Instruction) -> bool {
 }
 
 /// Takes the unit out of the image into the core, if it is there.
-pub fn to_core(core: &mut SoftCore, sites: &[Site]) {
+pub fn to_core(core: &mut SoftCore, engine: &Engine) {
     if core.hot.slots[slot::X87_STATE] != state::IMAGE {
         return;
     }
@@ -83,7 +83,7 @@ pub fn to_core(core: &mut SoftCore, sites: &[Site]) {
     let words = &core.hot.slots[slot::X87_IMAGE..];
     image.iter_mut().zip(words.iter().flat_map(|w| w.to_le_bytes())).for_each(|(to, from)| *to = from);
     let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
-    let site = sites.get(core.hot.slots[slot::X87_SITE] as usize);
+    let site = engine.sites.get(core.hot.slots[slot::X87_SITE] as usize);
     let (data, segment) = (core.hot.slots[slot::X87_DATA], core.hot.slots[slot::X87_DATA_SEGMENT]);
     let selectors = core.cpu.seg.map(|s| s.selector);
     let unit = &mut core.cpu.x.x87;
@@ -97,7 +97,8 @@ pub fn to_core(core: &mut SoftCore, sites: &[Site]) {
         unit.regs[(top + i) & 7] = F80 { mantissa, sign_exponent: u16::from_le_bytes([raw[8], raw[9]]) };
     }
     if let Some(site) = site {
-        unit.instruction_pointer = site.rip.wrapping_add(site.op.at.into());
+        let page = engine.blocks[site.block as usize].linear_page();
+        unit.instruction_pointer = page.wrapping_add(site.op.at.into());
         unit.instruction_selector = selectors[1];
         unit.opcode = site.op.imm as u16 & 0x7FF;
     }

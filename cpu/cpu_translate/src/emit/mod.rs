@@ -19,7 +19,7 @@ mod x87;
 use crate::asm::{Asm, CONTEXT, Patch, Rm, T0, T1, at, cc, field, reg::*};
 use crate::block::{Item, Source, SystemCalls};
 use crate::elide::Range;
-use crate::engine::{Block, Engine, ExitSite, PageNumber, Site};
+use crate::engine::{Block, Engine, ExitSite, Site};
 use crate::feedback::Guesses;
 use crate::liveness::{self, Flags};
 use crate::plan::Plan;
@@ -62,7 +62,7 @@ enum Stub {
     /// To Rust, with the countdown run out: the guest goes on at the linear address in a register or a field.
     Expired { jump: Patch, at: Rm },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
-    Unlinked { expired: Patch, jump: Patch, target: u64, same_page: Option<PageNumber>, careful: bool },
+    Unlinked { expired: Patch, jump: Patch, target: u64, careful: bool, guarded: bool },
     /// Its bytes are not those any more that the block was made from.
     Stale { jumps: Vec<Patch> },
 }
@@ -128,6 +128,7 @@ impl<'a> Emitter<'a> {
             miss: 0,
             live: true,
             samples: 0,
+            checks_itself: place.checks_itself,
         };
         let a = Asm::new(base);
         let (in_host, in_memory) = (false, true);
@@ -268,8 +269,8 @@ impl<'a> Emitter<'a> {
     }
 
     fn site(&mut self, op: &Op<SoftCore>, barrier: bool, sees_x87: bool) -> u32 {
-        let (rip, page) = (self.linear(0), (!self.place.checks_itself).then_some(self.place.at >> 12));
-        self.engine.sites.push(Site { op: *op, rip, page, barrier, done: self.done, sees_x87 });
+        let block = self.engine.blocks.len() as u32;
+        self.engine.sites.push(Site { op: *op, block, barrier, done: self.done, sees_x87 });
         self.engine.sites.len() as u32 - 1
     }
 
@@ -350,19 +351,14 @@ impl<'a> Emitter<'a> {
 
     /// Goes to another block. What of the flags matters is in memory.
     fn exit_to(&mut self, target: u64) {
-        self.exit(target, self.same_page(target), false);
+        self.exit(target, false, false);
     }
-    /// `same_page`: without a guard if it is in this RAM page.
-    fn exit(&mut self, target: u64, same_page: Option<PageNumber>, careful: bool) {
+    /// `careful`, `guarded`: see [`ExitSite::new`].
+    fn exit(&mut self, target: u64, careful: bool, guarded: bool) {
         self.count();
         let expired = self.a.jcc_later(cc::SIGN);
         let jump = self.a.jmp_later();
-        self.stubs.push(Stub::Unlinked { expired, jump, target, same_page, careful });
-    }
-    /// The RAM page of the block if `target` is in the same page.
-    fn same_page(&self, target: u64) -> Option<PageNumber> {
-        let same = (target ^ self.place.linear) & !0xFFF == 0;
-        PageNumber::of(self.place.at).filter(|_| same)
+        self.stubs.push(Stub::Unlinked { expired, jump, target, careful, guarded });
     }
 
     /// Takes the instructions up to this one off the countdown.
@@ -410,7 +406,7 @@ impl<'a> Emitter<'a> {
                 Stub::Careful { jumps, target, done } => {
                     self.bind_checks(jumps);
                     self.done = done;
-                    self.exit(target, self.same_page(target), true);
+                    self.exit(target, true, false);
                 }
                 Stub::Interpreted { jumps, target, done } => {
                     self.bind_checks(jumps);
@@ -429,13 +425,13 @@ impl<'a> Emitter<'a> {
                     self.a.modrm(&[], true, false, &[0x8B], T1, at); // mov
                     self.a.jmp(self.engine.thunks.resume);
                 }
-                Stub::Unlinked { expired, jump, target, same_page, careful } => {
+                Stub::Unlinked { expired, jump, target, careful, guarded } => {
                     self.a.bind(expired);
                     self.a.bind(jump);
                     let code = self.block.guarded - self.engine.memory.start();
                     let jump = code as u32 + jump.0 as u32;
-                    let checks_itself = self.place.checks_itself;
-                    self.engine.exits.push(ExitSite { jump, target, same_page, careful, checks_itself });
+                    let block = self.engine.blocks.len() as u32;
+                    self.engine.exits.push(ExitSite::new(block, target, jump, careful, guarded));
                     self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);
                     self.a.jmp(self.engine.thunks.exit);
                 }

@@ -54,7 +54,7 @@ impl Emitter<'_> {
         self.segment(SegmentIndex::Ss, STACK);
         self.level(0, if calls.smap { 1 } else { 2 });
         // Another mode's code: not without a guard, be it in the same page.
-        self.exit(calls.entry, None, false);
+        self.exit(calls.entry, false, true);
         self.slow_barrier(item, jumps);
     }
 
