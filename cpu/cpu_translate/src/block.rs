@@ -126,6 +126,8 @@ pub struct Source {
     pub groups: Vec<Range>,
     /// What SYSCALL is translated for.
     pub system_calls: SystemCalls,
+    /// Bits of the conditional branches that it follows.
+    pub way: u16,
 }
 
 /// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]; `hot`: with guesses (`feedback.rs`). `None`: there is nothing to guess, or its first instruction does not fit the page, as may happen if somebody just
@@ -180,7 +182,7 @@ pub fn translate(
         journal.note(place, &source, base, &code, &marks);
     }
     engine.memory.append(&code);
-    Some(block)
+    Some(Block { way: source.way, ..block })
 }
 
 /// Decodes and plans the code at `place` in `page`, along the way that it most likely takes.
@@ -199,6 +201,7 @@ pub fn read(
     let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
     let heat = |offset: u64| heat(place.at & !(PAGE as u64 - 1) | offset);
     let mut path = Path::new(first as u64, place.checks_itself, &heat);
+    path.known = engine.way;
     let mut at = first;
     let mut closing = None;
     while items.len() < path.limit {
@@ -243,7 +246,8 @@ pub fn read(
     }
     let (live_end, groups, system_calls) = (liveness::ALL, Vec::new(), SystemCalls::default());
     let (end, checks_itself) = (at as u16, place.checks_itself);
-    let mut source = Source { items, end, live_end, closing, page, checks_itself, groups, system_calls };
+    let way = path.way;
+    let mut source = Source { items, end, live_end, closing, page, checks_itself, groups, system_calls, way };
     find_live(&mut source, bits, engine);
     source
 }
@@ -292,6 +296,9 @@ struct Path<'a> {
     /// Instructions at most.
     limit: usize,
     branches: usize,
+    /// Bits of the branches that were followed when this was translated before, and of those that are.
+    known: Option<u16>,
+    way: u16,
     /// Times that it went back to its start.
     turns: usize,
     /// Return addresses of the calls that it followed.
@@ -301,7 +308,18 @@ struct Path<'a> {
 impl<'a> Path<'a> {
     fn new(first: u64, checks_itself: bool, heat: &'a Heat<'a>) -> Self {
         let limit = if checks_itself { MAX_CHECKED } else { MAX_INSTRUCTIONS };
-        Self { first, checks_itself, run: first, heat, limit, branches: 0, turns: 0, returns: Vec::new() }
+        Self {
+            first,
+            checks_itself,
+            run: first,
+            heat,
+            limit,
+            branches: 0,
+            turns: 0,
+            returns: Vec::new(),
+            known: None,
+            way: 0,
+        }
     }
 
     /// Where it goes on behind `item`, which `before` others precede; `None`: it ends there.
@@ -347,7 +365,12 @@ impl<'a> Path<'a> {
                 {
                     return Some(start);
                 }
-                Some(if self.is_taken(insn) { insn.near_branch_target() } else { insn.next_ip() })
+                let taken = match self.known {
+                    Some(known) => known >> self.branches & 1 != 0,
+                    None => self.is_taken(insn),
+                };
+                self.way |= u16::from(taken) << self.branches;
+                Some(if taken { insn.near_branch_target() } else { insn.next_ip() })
             }
             _ => Some(insn.next_ip()),
         }

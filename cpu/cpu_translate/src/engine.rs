@@ -87,6 +87,8 @@ pub struct Block {
     pub samples: u32,
     /// See [`Place::checks_itself`].
     pub checks_itself: bool,
+    /// See `Source::way`.
+    pub way: u16,
 }
 
 impl Block {
@@ -189,6 +191,8 @@ pub struct Engine {
     pub feedback: Feedback,
     /// Number of the guess that was given last.
     pub next_guess: usize,
+    /// The way that the next translation takes, if that is known.
+    pub way: Option<u16>,
     /// Times that the countdown ran out.
     expired: u32,
 }
@@ -223,6 +227,7 @@ impl Engine {
             feedback: Feedback::default(),
             next_guess: 0,
             expired: 0,
+            way: None,
         })
     }
 
@@ -353,7 +358,11 @@ impl Engine {
         let key = (place.linear, place.at, context);
         let old = self.find_key(&key)?;
         let count = self.blocks.len();
-        let Some(id) = self.translate(core, place, context, heat, true) else {
+        // The interpreter no longer counts where such code leads.
+        self.way = Some(self.blocks[old as usize].way);
+        let renewed = self.translate(core, place, context, heat, true);
+        self.way = None;
+        let Some(id) = renewed else {
             return self.find_key(&key);
         };
         // All others may have been dropped.

@@ -129,6 +129,7 @@ impl<'a> Emitter<'a> {
             live: true,
             samples: 0,
             checks_itself: place.checks_itself,
+            way: 0,
         };
         let a = Asm::new(base);
         let (in_host, in_memory) = (false, true);
