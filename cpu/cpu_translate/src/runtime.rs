@@ -185,8 +185,8 @@ pub unsafe extern "sysv64" fn x87_to_image(core: *mut SoftCore, _: u64) -> u64 {
 pub fn may_go_on(core: &mut SoftCore) -> bool {
     if core.hot.countdown <= 0 {
         core.hot.budget -= SPAN - core.hot.countdown;
-        // Not always the same: samples of a loop would all be of one of its blocks.
-        let less = core.hot.budget & 0x3FF;
+        // Not always the same: samples of a loop would all be of one of its blocks. A budget that is used up stays so.
+        let less = if core.hot.budget > 0 { core.hot.budget & 0x3FF } else { 0 };
         core.hot.budget += less;
         core.hot.countdown = SPAN - less;
     }
