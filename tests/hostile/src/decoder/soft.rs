@@ -1,4 +1,4 @@
-//! Bytes as a guest of the `soft` engine, interpreted, with interrupts on the way and a save in the middle.
+//! Bytes as a guest of the `soft` engine, interpreted and translated, with interrupts on the way and a save in the middle.
 //!
 //! The guest runs until it halts, triple-faults, or its engine has looked at the clock often enough: a clock that kicks
 //! makes the end of an endless loop a matter of what the guest did, not of the host's speed.
@@ -71,7 +71,8 @@ impl VcpuIo for Nobody {
 
 pub fn run(script: &Script<'_>) {
     run_on(script, &SoftHypervisor::interpreter());
-    // Translated they run in `translated` only: with threshold 0 some scripts are translated anew without end here.
+    // Everything is translated the first time it runs.
+    run_on(script, &SoftHypervisor::translating(Arc::new(cpu_translate::Factory { threshold: 0 })));
 }
 
 fn run_on(script: &Script<'_>, engine: &SoftHypervisor) {
