@@ -4,8 +4,8 @@
 //! root that lie close together form a group. The first of them checks the whole range that the group reaches and
 //! keeps where it lies in guest RAM ([`slot::GROUPS`]); the others need no check. Between them nothing takes the
 //! mapping away: flushes and revocations happen outside of emitted code or in barriers, which end a block.
-//! Where the range cannot be had as a whole, a careful translation goes on (`engine.rs`): its groups are small, and its
-//! first instruction, for which it was made, belongs to none.
+//! Where the range cannot be had as a whole, a careful translation goes on (`engine.rs`): its groups are small, and
+//! accesses of the roots that its first instruction has, for which it was made, belong to none.
 //!
 //! [`slot::GROUPS`]: crate::thunks::slot::GROUPS
 
@@ -267,8 +267,12 @@ pub fn find_groups(source: &mut Source, linear: u64, wide: bool, careful: bool) 
     let mut tracker = Tracker::new(wide);
     let mut open: Vec<Open> = Vec::new();
     let span = if careful { CAREFUL_SPAN } else { MAX_SPAN };
-    let mut add = |root, offset, access, item, stack| {
-        if item > 0 || !careful {
+    // Their range was not to be had: in a group they would ask for a careful translation at each instruction.
+    let mut alone: Vec<Root> = Vec::new();
+    let mut add = |root: Root, offset, access, item, stack| {
+        if careful && item == 0 {
+            alone.push(root);
+        } else if !alone.contains(&root) {
             add(&mut open, (root, offset, access), (item, stack), span);
         }
     };

@@ -193,18 +193,23 @@ fn mostly_taken() -> String {
     describe("a branch that is mostly taken", &code, LONG, &|at| if at == AT & 0xFFF { 16 } else { 0 })
 }
 
-/// What was emitted, in numbers.
-fn describe(name: &str, code: &[u8], mode: u32, heat: &Heat<'_>) -> String {
+/// What is translated of `code`, as a careful translation or not.
+fn read(code: &[u8], mode: u32, heat: &Heat<'_>, careful: bool) -> (Engine, Place, Source) {
     let ram = GuestRam::for_test(1 << 20);
-    let features = FeatureSet::of(Feature::ALL);
-    let mut engine = Engine::for_golden(&ram, features);
+    let engine = Engine::for_golden(&ram, FeatureSet::of(Feature::ALL));
     let mut page = Box::new([0xF4; 4096]);
     let offset = AT as usize & 0xFFF;
     page[offset..offset + code.len()].copy_from_slice(code);
     let mode = ModeKey(mode | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
     let place = Place { linear: AT, at: offset as u64, mode, checks_itself: false };
     let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat);
-    elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), false);
+    elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), careful);
+    (engine, place, source)
+}
+
+/// What was emitted, in numbers.
+fn describe(name: &str, code: &[u8], mode: u32, heat: &Heat<'_>) -> String {
+    let (mut engine, place, source) = read(code, mode, heat, false);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
     emitter.block(&source);
@@ -250,4 +255,21 @@ fn emitted_code_is_as_written_down() {
     }
     let want = std::fs::read_to_string(FILE).unwrap();
     assert!(want == text, "emitted code differs from {FILE}:\n{text}");
+}
+
+#[test]
+fn what_could_not_be_had_as_a_range_is_not_tried_again() {
+    let mut a = CodeAssembler::new(64).unwrap();
+    for offset in [0, 8, 16] {
+        a.mov(rax, qword_ptr(rbx + offset)).unwrap();
+        a.mov(rdx, qword_ptr(rcx + offset)).unwrap();
+    }
+    a.jmp(AWAY).unwrap();
+    let code = a.assemble(AT).unwrap();
+    let grouped = |careful| -> Vec<bool> {
+        let (_, _, source) = read(&code, LONG, &|_| 0, careful);
+        source.items[..6].iter().map(|item| item.operand.is_some()).collect()
+    };
+    assert_eq!(grouped(false), [true; 6]);
+    assert_eq!(grouped(true), [false, true, false, true, false, true]);
 }

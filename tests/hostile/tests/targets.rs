@@ -26,8 +26,7 @@ fn board() {
 
 #[test]
 fn decoder() {
-    // Fewer than of the others: some of them make the translator translate again and again, for seconds.
-    check("decoder", 60, 600);
+    check("decoder", 200, 600);
 }
 
 #[test]
