@@ -13,10 +13,12 @@ mod program;
 mod system;
 
 use cpu_soft::SoftHypervisor;
-use harness::{CODE, DATA, Guest, KERNEL_STACK, RAM_BYTES, Random, STACK, Stop, Tables, guest};
+use harness::{CODE, DATA, GDT, Guest, KERNEL_STACK, RAM_BYTES, Random, STACK, Stop, TABLES, Tables, guest};
 use hypervisor::VcpuState;
 use hypervisor::state::X87State;
 use program::Program;
+use std::ops::Range;
+use std::sync::atomic::Ordering::SeqCst;
 use system::System;
 use x86_defs::control::*;
 use x86_defs::flags::{AF, STATUS};
@@ -60,10 +62,23 @@ impl Mode {
     }
 }
 
+/// What programs, which may write everywhere, must find as it was: tables of the processor, and page tables.
+const TABLE_RANGES: [Range<u64>; 2] = [GDT..CODE, TABLES..TABLES + 0x10000];
+/// HLT: code that leads out of RAM ends there.
+const NOWHERE: u32 = 0xF4;
+
 struct Side {
     mode: Mode,
     guest: Guest,
     fresh: VcpuState,
+    /// Memory of `TABLE_RANGES`.
+    tables: [Vec<u8>; 2],
+}
+
+fn load(guest: &Guest, range: Range<u64>) -> Vec<u8> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    guest.ram.load_bytes(range.start, &mut bytes);
+    bytes
 }
 
 impl Side {
@@ -96,11 +111,18 @@ impl Side {
             guest.edit(guest::to_user32);
         }
         let fresh = guest.state();
-        Self { mode, guest, fresh }
+        guest.io.answer.store(NOWHERE, SeqCst);
+        let tables = TABLE_RANGES.map(|range| load(&guest, range));
+        Self { mode, guest, fresh, tables }
     }
 
     fn run(&mut self, p: &Program) -> Result {
         let g = &mut self.guest;
+        for (range, was) in TABLE_RANGES.into_iter().zip(&self.tables) {
+            if load(g, range.clone()) != *was {
+                g.put(range.start, was);
+            }
+        }
         let mut state = self.fresh.clone();
         state.gpr = p.gpr;
         state.rip = CODE + u64::from(p.offset);
@@ -146,7 +168,7 @@ impl Side {
     }
 }
 
-fn seeds() -> std::ops::Range<u64> {
+fn seeds() -> Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     match number("SEED") {
         Some(seed) => seed..seed + 1,
