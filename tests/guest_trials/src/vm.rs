@@ -53,6 +53,16 @@ impl Vmm {
         }
     }
 
+    /// The engine that Bedplate is told to take.
+    pub fn engine(&self) -> Option<&str> {
+        match self {
+            Self::Bedplate { more, .. } | Self::Lab { more, .. } => {
+                more.iter().skip_while(|word| *word != "--engine").nth(1).map(String::as_str)
+            }
+            Self::Qemu { .. } => None,
+        }
+    }
+
     /// Whether it is Bedplate.
     pub fn is_bedplate(&self) -> bool {
         matches!(self, Self::Bedplate { .. } | Self::Lab { .. })

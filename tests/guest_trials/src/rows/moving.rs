@@ -27,7 +27,11 @@ pub(super) fn rows() -> Vec<Row> {
         let trial = move |stage: &Stage| there_and_back(stage, cpus, ["soft", "kvm"]);
         rows.push(Row::new(name, Tier::Campaign, "cloud", trial).lab_only());
     }
-    let tiers = |stage: &Stage| there_and_back(stage, 2, ["soft,tier=interp", "soft"]);
+    let tiers = |stage: &Stage| {
+        let (interpreter, both) = ("soft,tier=interp", "soft");
+        let on_interpreter = stage.vmm().engine() == Some(interpreter);
+        there_and_back(stage, 2, if on_interpreter { [both, interpreter] } else { [interpreter, both] })
+    };
     let name = format!("moving/tiers-x{MOVES}/2cpus");
     rows.push(Row::new(name, Tier::Test, "cloud", tiers).bedplate_only().not_in_lab("no KVM takes part"));
     rows.push(Row::new("moving/served-badly", Tier::Campaign, "cloud", served_badly).lab_only());
