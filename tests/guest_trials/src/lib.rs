@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
 mod console;
 mod expected;
 mod http;
@@ -22,10 +23,11 @@ mod stage;
 mod tftp;
 mod vm;
 
+pub use config::{Boot, DiskUse, NetUse, TERMINAL_CHANGED, VmConfig, Vmm};
 pub use console::{Console, ConsoleError};
 pub use expected::{checksum_job, pattern, pattern_sum};
 pub use http::FileServer;
 pub use runner::{Outcome, Report, RowReport, Selection, run};
 pub use shell::Shell;
 pub use stage::{Failure, Stage, Tier};
-pub use vm::{Boot, DiskUse, Exit, NetUse, TERMINAL_CHANGED, Vm, VmConfig, Vmm};
+pub use vm::{Exit, Vm};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use guest_catalog::{Cache, Progress};
 
+use crate::config::Vmm;
 use crate::rows::{self, Ground, Row};
 use crate::stage::{Stage, Tier};
-use crate::vm::Vmm;
 
 /// Which rows run, and how.
 #[derive(Debug)]

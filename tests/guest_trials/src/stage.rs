@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use guest_catalog::{Cache, Prepared};
 
+use crate::config::{VmConfig, Vmm};
 use crate::console::ConsoleError;
 use crate::lab::quoted;
-use crate::vm::{Vm, VmConfig, Vmm};
+use crate::vm::Vm;
 
 /// When a row runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

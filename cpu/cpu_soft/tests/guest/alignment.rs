@@ -68,8 +68,7 @@ fn a_storm_can_be_stopped(set_gate: impl Fn(&Guest, u64)) {
     set_gate(&g, IDT + u64::from(Exception::AlignmentCheck.vector()) * 8);
     g.code_at(32, CODE, |a| asm!(a; mov(eax, dword_ptr(ebx + 2)); ud2();));
     g.code_at(32, CODE + 0x100, |a| asm!(a; nop(); ud2();));
-    g.run_until_kicked();
-    let state = g.state();
+    let state = g.run_until_kicked(|_| true);
     assert_eq!((state.rip, state.gpr[4]), (CODE, DATA + 0x1001), "nothing was committed");
     g.edit(|s| s.gpr[4] -= 1);
     let frame = g.run_to_stub();

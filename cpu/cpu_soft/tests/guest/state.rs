@@ -319,7 +319,7 @@ fn privilege_levels_come_back() {
         a.set_label(&mut spin).unwrap();
         a.jmp(spin).unwrap();
     });
-    g.run_until_kicked();
+    g.run_until_kicked(|s| s.gpr[3] == 1);
     let mut g = moved(&mut g);
     g.put(CODE + 0x105, &[0xF4]);
     assert_eq!(g.run_to_stub().vector, 13, "HLT needs CPL 0");

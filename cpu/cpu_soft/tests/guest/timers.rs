@@ -120,9 +120,12 @@ fn only_faults(undefined: &[u8]) {
     g.ram.store(IDT + 16 * 6, low);
     g.ram.store(IDT + 16 * 6 + 8, high);
     g.ram.store(TSS + 0x24, KERNEL_STACK);
-    let time = g.time.clone();
+    let (time, ram) = (g.time.clone(), g.ram.clone());
     let later = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        // The handler has faulted: the frame has its address.
+        while ram.load::<u64>(KERNEL_STACK - 40) != CODE + 0x2000 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         time.advance(2000);
     });
     assert_eq!(g.run(), Stop::Halted(None));

@@ -2,9 +2,10 @@
 //! a RAM and checksum job, to a clean power-off with exit code 0.
 
 use super::{Row, cpus_name};
+use crate::config::{Boot, VmConfig};
 use crate::expected::checksum_job;
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, VmConfig};
+use crate::vm::Exit;
 
 const ROUNDS: u32 = 4;
 const POOL_KIB: usize = 64;

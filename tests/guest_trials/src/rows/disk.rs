@@ -6,10 +6,10 @@ use std::fs;
 use guest_catalog::DiskFormat;
 
 use super::{Row, cpus_name};
+use crate::config::{Boot, DiskUse, VmConfig};
 use crate::expected::{pattern, pattern_sum};
 use crate::shell::Shell;
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, DiskUse, VmConfig};
 
 const KIB: usize = 4096;
 const DISK_BYTES: u64 = 64 << 20;

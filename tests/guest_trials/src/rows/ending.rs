@@ -1,8 +1,9 @@
 //! How a guest's run ends or begins anew: five reboots, a kernel panic, a triple fault, the escape key, SIGTERM.
 
 use super::{Row, cpus_name};
+use crate::config::{Boot, TERMINAL_CHANGED, VmConfig};
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, TERMINAL_CHANGED, Vm, VmConfig};
+use crate::vm::{Exit, Vm};
 
 const REBOOTS: u32 = 5;
 /// Promised by `bedplate run --help`.

@@ -9,9 +9,10 @@ use guest_catalog::DiskFormat;
 use machine::testing::kernel;
 
 use super::{Row, cpus_name, reach_round};
+use crate::config::{Boot, VmConfig, Vmm};
 use crate::expected::checksum_job;
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, Vm, VmConfig, Vmm};
+use crate::vm::{Exit, Vm};
 
 const MOVES: u32 = 20;
 /// More than the moves take.

@@ -4,12 +4,12 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use super::{Row, cpus_name};
+use crate::config::{Boot, VmConfig};
 use crate::expected::{pattern, pattern_sum, sum};
 use crate::http::{self, FileServer};
 use crate::shell::Shell;
 use crate::stage::{Failure, Stage, Tier};
 use crate::tftp;
-use crate::vm::{Boot, VmConfig};
 
 const KIB: usize = 10 * 1024;
 const GUEST_PORT: u16 = 8080;

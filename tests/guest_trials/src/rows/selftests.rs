@@ -2,8 +2,8 @@
 //! LDT and GDT, system calls by every gate, single step, vsyscall, FSGSBASE, vm86. Each must pass or skip itself.
 
 use super::{Row, cpus_name};
+use crate::config::{Boot, VmConfig};
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, VmConfig};
 
 /// kselftest's exit status for "cannot be tried here".
 const SKIPPED: &str = "4";

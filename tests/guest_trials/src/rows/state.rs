@@ -7,10 +7,11 @@ use std::time::Duration;
 use guest_catalog::DiskFormat;
 
 use super::{Row, reach_round};
+use crate::config::{Boot, VmConfig};
 use crate::expected::{checksum_job, pattern};
 use crate::http::FileServer;
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, Vm, VmConfig};
+use crate::vm::{Exit, Vm};
 
 const POOL_KIB: usize = 256;
 const DISK_KIB: usize = 512;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use guest_catalog::DiskFormat;
 
 use super::{Row, cpus_name};
+use crate::config::{Boot, VmConfig};
 use crate::console::Console;
 use crate::shell::Shell;
 use crate::stage::{Failure, Stage, Tier};
-use crate::vm::{Boot, Exit, VmConfig};
+use crate::vm::Exit;
 
 const STRESS: &str = "stress-ng --cpu 1 --vm 1 --vm-bytes 64M --fault 1 --switch 1 --timeout 30s --verify";
 const IDLE_SECONDS: u64 = 20;

@@ -250,16 +250,23 @@ impl Guest {
         }
         exit
     }
-    /// Runs what does not end by itself, until a kick a little later.
-    pub fn run_until_kicked(&mut self) {
-        let kicker = self.vcpu.kicker();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-                kicker.kick();
+    /// Runs what does not end by itself and kicks it, a little later each time, until its state shows that it `ran`:
+    /// on a busy machine a kick may come before the first instruction.
+    pub fn run_until_kicked(&mut self, ran: impl Fn(&VcpuState) -> bool) -> VcpuState {
+        for pause in 5.. {
+            let kicker = self.vcpu.kicker();
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    std::thread::sleep(std::time::Duration::from_millis(1 << pause));
+                    kicker.kick();
+                });
+                assert_eq!(self.run(), Stop::Kicked);
             });
-            assert_eq!(self.run(), Stop::Kicked);
-        });
+            if ran(&self.state()) {
+                break;
+            }
+        }
+        self.state()
     }
     /// Runs to a HLT and gives the state there.
     pub fn run_to_halt(&mut self) -> VcpuState {
