@@ -3,8 +3,8 @@
 //! Called by: [`crate::start`]. The tables are firmware's: every length is capped, a checksum that is wrong drops its
 //! table. Physical memory is read through a function of the caller's, so that this runs on any host.
 
-use crate::amd_vi;
 use crate::boot_info::ReadPhysical;
+use crate::iommu::{Iommu, amd, intel};
 use alloc::vec::Vec;
 
 /// Most processors that are started.
@@ -15,25 +15,6 @@ const HEADER_BYTES: u64 = 36;
 /// Where a BIOS leaves the root pointer if nobody tells where it is (5.2.5.1).
 const BIOS_AREA: core::ops::Range<u64> = 0xE_0000..0x10_0000;
 
-/// What holds devices' DMA to their memory, if anything does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Iommu {
-    /// AMD's (table IVRS).
-    Amd,
-    /// Intel's VT-d (table DMAR).
-    Intel,
-}
-
-impl Iommu {
-    /// For people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Amd => "AMD-Vi",
-            Self::Intel => "Intel VT-d",
-        }
-    }
-}
-
 /// See the module's header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acpi {
@@ -41,8 +22,6 @@ pub struct Acpi {
     pub processors: Vec<u32>,
     /// The first that is told of.
     pub iommu: Option<Iommu>,
-    /// Those of AMD's.
-    pub amd_units: Vec<amd_vi::Unit>,
 }
 
 impl Acpi {
@@ -71,11 +50,8 @@ impl Acpi {
     fn take(&mut self, table: &[u8]) {
         match &table[..4] {
             b"APIC" => self.take_processors(table),
-            b"IVRS" => {
-                self.iommu = self.iommu.or(Some(Iommu::Amd));
-                self.amd_units = amd_vi::units(table);
-            }
-            b"DMAR" => self.iommu = self.iommu.or(Some(Iommu::Intel)),
+            b"IVRS" if self.iommu.is_none() => self.iommu = Some(Iommu::Amd(amd::units(table))),
+            b"DMAR" if self.iommu.is_none() => self.iommu = Some(Iommu::Intel(intel::units(table))),
             _ => {}
         }
     }
@@ -187,16 +163,27 @@ mod tests {
         memory
     }
 
+    fn amd_unit() -> Iommu {
+        let function = crate::iommu::DeviceId(2);
+        Iommu::Amd(alloc::vec![amd::Unit { registers: 0xFED8_0000, function }])
+    }
+
     #[test]
     fn processors_and_iommus_are_found() {
-        let amd_units = alloc::vec![amd_vi::Unit { registers: 0xFED8_0000, function: amd_vi::DeviceId(2) }];
-        let expected = Acpi { processors: alloc::vec![0, 5, 0x100], iommu: Some(Iommu::Amd), amd_units };
+        let expected = Acpi { processors: alloc::vec![0, 5, 0x100], iommu: Some(amd_unit()) };
         assert_eq!(Acpi::read(&example(), 0), expected);
         assert_eq!(Acpi::read(&example(), 0xF_0010), expected);
         let mut old = example();
         old.table(0x1800, b"RSDT", &[0, 0x20, 0, 0]);
         old.root(0xF_0010, 0, 0x1800, 0);
-        assert_eq!(Acpi::read(&old, 0), Acpi { iommu: None, amd_units: Vec::new(), ..expected });
+        assert_eq!(Acpi::read(&old, 0), Acpi { iommu: None, ..expected });
+        let mut intel = example();
+        intel.0[0x3000..0x4000].fill(0);
+        let mut unit = alloc::vec![0; 12];
+        unit.extend([0, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0xD9, 0xFE, 0, 0, 0, 0]);
+        intel.table(0x3000, b"DMAR", &unit);
+        let found = Acpi::read(&intel, 0).iommu;
+        assert_eq!(found, Some(Iommu::Intel(alloc::vec![0xFED9_0000])));
     }
 
     #[test]
@@ -204,7 +191,7 @@ mod tests {
         let mut memory = example();
         memory.0[0x2030] ^= 1;
         let left = Acpi::read(&memory, 0);
-        assert_eq!((left.processors, left.iommu), (Vec::new(), Some(Iommu::Amd)));
+        assert_eq!((left.processors, left.iommu), (Vec::new(), Some(amd_unit())));
         memory.0[0x1004] = 0;
         memory.0[0x1005] = 0xFF;
         memory.0[0x1007] = 0xFF;

@@ -5,7 +5,7 @@
 //! [`arch`].
 //!
 //! - [`boot_info`], [`memory`], [`acpi`]: what the loader handed over, which memory is free, what firmware tells.
-//! - [`amd_vi`]: what holds devices to their memory.
+//! - [`iommu`]: what holds devices to their memory.
 //! - [`arch`]: ports, registers, own page tables, descriptor tables, timer.
 //! - [`disk`], [`switch`]: what guests' disks and networks are connected to.
 //! - [`bundle`], [`vm_spec`]: what to run. `ground`: how machines of `machine` run here;
@@ -18,13 +18,13 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi;
-pub mod amd_vi;
 pub mod arch;
 pub mod boot_info;
 pub mod bundle;
 pub mod disk;
 mod ground;
 pub mod heap;
+pub mod iommu;
 pub mod line_editor;
 #[macro_use]
 pub mod log;

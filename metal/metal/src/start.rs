@@ -1,7 +1,6 @@
 //! From the boot code to a running hypervisor: the order of steps.
 
-use crate::acpi::{Acpi, Iommu};
-use crate::amd_vi::DeviceId;
+use crate::acpi::Acpi;
 use crate::arch::dma::{self, ARENA_BYTES};
 use crate::arch::iommu::{self, REGISTER_BYTES};
 use crate::arch::paging::{self, PageTables};
@@ -9,6 +8,7 @@ use crate::arch::pci::VirtioFunction;
 use crate::arch::{self, clock, image, interrupts, lapic, pci, processors, screen, serial};
 use crate::boot_info::{BootInfo, ReadPhysical};
 use crate::heap::Heap;
+use crate::iommu::{DeviceId, Iommu};
 use crate::memory::{FreeMemory, MemoryKind};
 use crate::panic::refuse;
 use crate::screen::Framebuffer;
@@ -59,7 +59,7 @@ pub fn start(start_info: u64, heap: &Heap) -> ! {
     let functions = pci::virtio_functions();
     let acpi = Acpi::read(&OneToOne, info.rsdp);
     let registers = functions.iter().flat_map(|function| function.registers.clone());
-    let units = acpi.amd_units.iter().map(|unit| unit.registers);
+    let units = acpi.iommu.iter().flat_map(Iommu::registers);
     let registers = registers.chain(units.map(|at| at..at.saturating_add(REGISTER_BYTES)));
     let registers: Vec<_> = registers.chain(framebuffer.map(|f| f.range())).collect();
     let others = acpi.processors.len().saturating_sub(1);
@@ -111,12 +111,12 @@ fn show_memory(info: &BootInfo) {
     crate::log!("usable memory: {} MiB", info.memory.usable_bytes() / MIB);
 }
 
-/// Has an IOMMU that we know hold devices to the arena.
+/// Has the machine's IOMMUs hold devices to the arena.
 fn start_iommu(acpi: &Acpi, functions: &[VirtioFunction], free: &mut FreeMemory) {
-    match acpi.iommu {
-        None => return crate::log!("IOMMU: none"),
-        Some(Iommu::Amd) if !acpi.amd_units.is_empty() => {}
-        Some(other) => return crate::log!("IOMMU: {}, which is not used", other.name()),
+    let Some(iommu) = &acpi.iommu else { return crate::log!("IOMMU: none") };
+    let (name, units) = (iommu.name(), iommu.registers().len());
+    if units == 0 {
+        return crate::log!("IOMMU: {name}, which is not used: it has no registers");
     }
     let Some(start) = free.take(ARENA_BYTES, 4096, BOOT_MAPPED) else {
         refuse(format_args!("no {} MiB of memory in one piece for devices", ARENA_BYTES / MIB));
@@ -126,20 +126,20 @@ fn start_iommu(acpi: &Acpi, functions: &[VirtioFunction], free: &mut FreeMemory)
         u16::from(place.bus) << 8 | u16::from(place.device) << 3 | u16::from(place.function)
     };
     let devices: Vec<_> = functions.iter().map(|function| DeviceId(id(function.place))).collect();
-    let last_bus = functions.iter().map(|function| function.place.bus).max().unwrap_or(0);
     // SAFETY: firmware tells of the units, and our tables map them; the arena was free; no driver was started.
     let tables = unsafe {
         dma::set_arena(arena.clone());
-        iommu::start(&acpi.amd_units, &devices, last_bus, arena)
+        iommu::start(iommu, &devices, arena)
     };
-    let Some(tables) = tables else { refuse(format_args!("the IOMMU does not answer")) };
-    crate::log!(
-        "IOMMU: AMD-Vi, {} in use: {} devices reach {} KiB and nothing else (tables {} KiB)",
-        acpi.amd_units.len(),
-        devices.len(),
-        ARENA_BYTES >> 10,
-        tables >> 10
-    );
+    match tables {
+        Ok(tables) => crate::log!(
+            "IOMMU: {name}, {units} in use: {} devices reach {} KiB and nothing else (tables {} KiB)",
+            devices.len(),
+            ARENA_BYTES >> 10,
+            tables >> 10
+        ),
+        Err(error) => refuse(format_args!("{error}")),
+    }
 }
 
 fn claim_heap(heap: &Heap, free: &mut FreeMemory) {

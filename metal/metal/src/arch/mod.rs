@@ -82,6 +82,12 @@ pub fn wait_for_interrupt() {
     unsafe { asm!("sti", "hlt", options(nostack)) };
 }
 
+/// Writes back whatever is in this processor's caches only: for hardware that does not look there.
+pub fn write_caches_back() {
+    // SAFETY: memory stays as it is.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
 /// The frame pointer of the caller.
 #[inline(always)]
 pub fn frame_pointer() -> u64 {

@@ -1,11 +1,11 @@
-//! AMD's IOMMUs (48882, 3.4): switched on so that the machine's devices reach the arena of [`super::dma`] and nothing
-//! else. All units have the same tables.
+//! AMD's IOMMUs (48882, 3.4). All units have the same tables.
 //!
-//! Called by: [`crate::start`], before any driver is started; [`tell`] by whoever looks after devices.
+//! Called by: [`super`].
 
-use super::clock;
-use super::pci::ConfigPorts;
-use crate::amd_vi::{self, DeviceId, Event, Tables, command};
+use super::{NotStarted, comes_true};
+use crate::arch::pci::ConfigPorts;
+use crate::iommu::DeviceId;
+use crate::iommu::amd::{self, Event, Tables, command};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -13,8 +13,6 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use spin::{Mutex, Once};
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 
-/// Bytes of registers that are used.
-pub const REGISTER_BYTES: u64 = 0x4000;
 const DEVICE_TABLE: u64 = 0x00;
 const COMMAND_BUFFER: u64 = 0x08;
 const EVENT_LOG: u64 = 0x10;
@@ -28,8 +26,6 @@ const ENABLE: u64 = 1 | 1 << 2 | 1 << 12;
 /// Commands and events have 16 bytes; a ring of a page has 2⁸.
 const RING_LENGTH: u64 = 8 << 56;
 const ENTRIES: usize = 256;
-/// A unit that does not answer in this time does not.
-const PATIENCE_NS: u64 = 100_000_000;
 
 /// Command and status of a function (PCI Local Bus 3.0, 6.2.3), and in it "signalled target abort", cleared by writing it.
 const STATUS: u8 = 0x04;
@@ -49,7 +45,7 @@ impl Ring {
 }
 
 struct Unit {
-    place: amd_vi::Unit,
+    place: amd::Unit,
     commands: &'static Ring,
     events: &'static Ring,
     /// The event that is looked for next, and the place of the next command.
@@ -92,11 +88,7 @@ impl Unit {
         devices.iter().for_each(|device| self.command(command::invalidate_device(*device)));
         self.command(command::invalidate_pages());
         self.command(command::completion((&raw const DONE).expose_provenance() as u64, 1));
-        let deadline = clock::now_ns() + PATIENCE_NS;
-        while DONE.load(SeqCst) == 0 && clock::now_ns() < deadline {
-            core::hint::spin_loop();
-        }
-        DONE.load(SeqCst) != 0
+        comes_true(|| DONE.load(SeqCst) != 0)
     }
 
     /// Whether it ended an access since it was asked last. QEMU 7.2 tells of faults in this way only: it takes its log of
@@ -130,17 +122,12 @@ fn function(device: DeviceId) -> DeviceFunction {
     DeviceFunction { bus: (id >> 8) as u8, device: (id >> 3 & 31) as u8, function: (id & 7) as u8 }
 }
 
-/// Lets `devices`, of buses up to `last_bus`, reach `arena`, and all others nothing; bytes that its tables take. `None`: a
-/// unit does not answer.
+/// See [`super::start`].
 ///
 /// # Safety
-/// Units' registers are at these addresses and mapped; no device is in use that is to reach anything else.
-pub unsafe fn start(
-    units: &[amd_vi::Unit],
-    devices: &[DeviceId],
-    last_bus: u8,
-    arena: Range<u64>,
-) -> Option<u64> {
+/// As there.
+pub unsafe fn start(units: &[amd::Unit], devices: &[DeviceId], arena: Range<u64>) -> Result<u64, NotStarted> {
+    let last_bus = devices.iter().map(|device| device.bus()).max().unwrap_or(0);
     let tables = TABLES.call_once(|| {
         let mut tables = Tables::new(last_bus);
         tables.map(arena);
@@ -153,21 +140,21 @@ pub unsafe fn start(
         let mut unit = Unit { place: *place, commands, events, next_event: 0, next_command: 0 };
         unit.switch_on(tables);
         if !unit.forget(devices) {
-            return None;
+            return Err(NotStarted::Silent);
         }
         all.push(unit);
     }
-    Some(tables.bytes())
+    Ok(tables.bytes())
 }
 
-/// Says what devices were kept from.
-pub fn tell() {
+/// Hands what devices were kept from to `say`.
+pub fn tell(say: &mut dyn FnMut(core::fmt::Arguments<'_>)) {
     for unit in UNITS.lock().iter_mut() {
         while let Some(event) = unit.event() {
-            crate::log!("IOMMU: {event}");
+            say(format_args!("{event}"));
         }
         if unit.has_aborted() {
-            crate::log!("IOMMU: a device was kept from memory that was not given to it");
+            say(format_args!("a device was kept from memory that was not given to it"));
         }
     }
 }
