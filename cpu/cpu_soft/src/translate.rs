@@ -138,6 +138,8 @@ pub mod layout {
     pub const SFMASK: usize = MSRS + offset_of!(Msrs, sfmask);
     /// `Cpu::efer`.
     pub const EFER: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, efer);
+    /// `Cpu::cr2`.
+    pub const CR2: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, cr2);
     /// `Cpu::cr4`.
     pub const CR4: usize = offset_of!(SoftCore, cpu) + offset_of!(Cpu, cr4);
     /// `Cpu::mode`.

@@ -23,6 +23,7 @@ pub mod reg {
 /// The condition codes that the translator's own code uses.
 #[allow(missing_docs)]
 pub mod cc {
+    pub const BELOW: u8 = 2;
     pub const ABOVE_OR_EQUAL: u8 = 3;
     pub const EQUAL: u8 = 4;
     pub const NOT_EQUAL: u8 = 5;

@@ -257,6 +257,7 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
     let plan = match pure {
         true => match plan::plan(&insn, bytes, ctx, host) {
             Plan::Call if insn.mnemonic() == Mnemonic::Fldcw => Plan::Barrier,
+            Plan::Call => plan::system(&insn, ctx.mode).unwrap_or(Plan::Call),
             plan => plan,
         },
         false => plan::system(&insn, ctx.mode).unwrap_or(Plan::Barrier),

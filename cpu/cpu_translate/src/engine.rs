@@ -490,6 +490,7 @@ impl Translator for Engine {
         let engine: *mut Engine = self;
         core.hot.slots[slot::ENGINE] = engine as u64;
         core.hot.slots[slot::ATTENTION] = core.attention().as_ptr() as u64;
+        core.hot.slots[slot::RAM] = self.ram_base;
         core.hot.slots[slot::VECTOR_LIVE] = 0;
         core.hot.slots[slot::X87_STATE] = x87::state::CORE;
         core.hot.slots[slot::HOST_MXCSR] = u64::from(MXCSR_MASKS);

@@ -99,6 +99,14 @@ const SNIPPETS: &[Snippet] = &[
         a.pop(rsp)?;
         a.sysretq()
     }),
+    ("strings, and what a page fault begins with", |a| {
+        a.mov(rax, cr2)?;
+        a.rep().stosq()?;
+        a.rep().stosb()?;
+        a.rep().movsq()?;
+        a.rep().movsb()?;
+        a.jmp(AWAY)
+    }),
     ("indirect", |a| a.jmp(qword_ptr(rax + rcx * 8))),
     ("division", |a| {
         a.div(rcx)?;

@@ -64,6 +64,15 @@ pub enum Plan {
     Syscall,
     /// SYSRET of 64-bit code at CPL 0.
     Sysret,
+    /// REP MOVS (`moves`) or REP STOS of elements of that many bytes, with addresses of 64 bits in flat segments.
+    Repeat {
+        /// MOVS.
+        moves: bool,
+        /// 1, 2, 4 or 8.
+        bytes: u8,
+    },
+    /// MOV of CR2 to a general register at CPL 0.
+    ReadCr2(u8),
     /// BT, BTS, BTR or BTC of 4 or 8 bytes in memory by a register, which reaches beyond them.
     BitString(Encoding),
     /// Conditional branch.
@@ -144,6 +153,7 @@ pub fn plan(insn: &Instruction, bytes: &[u8], ctx: &LowerContext, host: &Host) -
     branch(insn, long)
         .or_else(|| stack(insn, long))
         .or_else(|| simple(insn, long))
+        .or_else(|| repeat(insn))
         .or_else(|| bit_string(insn, bytes, long))
         .or_else(|| arithmetic(insn, bytes, host.general, long))
         .or_else(|| unit(insn, bytes, ctx, host))
@@ -165,6 +175,9 @@ pub fn system(insn: &Instruction, mode: ModeKey) -> Option<Plan> {
         K::Syscall if cpl == 3 && mode.is_long() => Plan::Syscall,
         K::Sysretq if cpl == 0 => Plan::Sysret,
         K::Pushd_CS | K::Pushd_SS | K::Pushd_DS | K::Pushd_ES | K::Pushd_FS | K::Pushd_GS => Plan::Call,
+        K::Mov_r64_cr if cpl == 0 && insn.op1_register() == Register::CR2 => {
+            Plan::ReadCr2(number(insn.op0_register())?)
+        }
         K::Mov_r64_cr | K::Mov_r32_cr | K::Mov_rm16_Sreg | K::Mov_r32m16_Sreg | K::Mov_r64m16_Sreg => {
             Plan::Call
         }
@@ -238,6 +251,24 @@ fn simple(insn: &Instruction, long: bool) -> Option<Plan> {
         }
         _ => return None,
     })
+}
+
+fn repeat(insn: &Instruction) -> Option<Plan> {
+    use x86_decode::Code as K;
+    let (moves, bytes) = match insn.code() {
+        K::Movsb_m8_m8 => (true, 1),
+        K::Movsw_m16_m16 => (true, 2),
+        K::Movsd_m32_m32 => (true, 4),
+        K::Movsq_m64_m64 => (true, 8),
+        K::Stosb_m8_AL => (false, 1),
+        K::Stosw_m16_AX => (false, 2),
+        K::Stosd_m32_EAX => (false, 4),
+        K::Stosq_m64_RAX => (false, 8),
+        _ => return None,
+    };
+    let wide = insn.op0_kind() == OpKind::MemoryESRDI;
+    let flat = !moves || !matches!(insn.memory_segment(), Register::FS | Register::GS);
+    (insn.has_rep_prefix() && wide && flat).then_some(Plan::Repeat { moves, bytes })
 }
 
 /// Hints: no effect, no fault.

@@ -43,6 +43,8 @@ pub mod slot {
     pub const X87_DATA_SEGMENT: usize = 28;
     /// A control word on its way.
     pub const X87_CONTROL: usize = 29;
+    /// Host address of guest RAM.
+    pub const RAM: usize = 30;
     /// First of the words that FNSAVE's image takes.
     pub const X87_IMAGE: usize = 32;
     /// How many it takes.

@@ -196,6 +196,45 @@ fn filling_with_patterns() {
     }
 }
 
+/// REP MOVS onto itself, from far below to far above, and to the last byte of a page: the second time where the TLB knows all.
+#[test]
+fn copies_onto_themselves() {
+    let bytes: Vec<u8> = (0..0x1000u32).map(|n| (n.wrapping_mul(0x9E37_79B9) >> 23) as u8).collect();
+    for (size, count) in [(1u64, 75u64), (2, 40), (4, 21), (8, 13), (8, 0), (8, 1)] {
+        for distance in [-100i64, -9, -8, -7, -4, -1, 0, 1, 2, 3, 4, 7, 8, 9, 16, 100] {
+            let from = DATA + 0x1000 - size * count - distance.max(0) as u64;
+            let to = from.wrapping_add_signed(distance);
+            let mut g = guest_with(|_| ());
+            g.put(DATA, &bytes);
+            g.code(|a| {
+                let mut again = a.create_label();
+                asm!(a; mov(ebx, 2););
+                a.set_label(&mut again).unwrap();
+                asm!(a; mov(esi, from as u32); mov(edi, to as u32); mov(ecx, count as u32););
+                match size {
+                    1 => a.rep().movsb().unwrap(),
+                    2 => a.rep().movsw().unwrap(),
+                    4 => a.rep().movsd().unwrap(),
+                    _ => a.rep().movsq().unwrap(),
+                }
+                asm!(a; dec(ebx); jne(again); hlt(););
+            });
+            let mut want = bytes.clone();
+            for n in (0..2).flat_map(|_| 0..count) {
+                let at = (from - DATA + n * size) as usize;
+                let element = want[at..at + size as usize].to_vec();
+                let at = (to - DATA + n * size) as usize;
+                want[at..at + size as usize].copy_from_slice(&element);
+            }
+            let s = g.run_to_halt();
+            let mut left = vec![0; 0x1000];
+            g.ram.load_bytes(DATA, &mut left);
+            assert_eq!((s.gpr[1], s.gpr[6], s.gpr[7]), (0, from + size * count, to + size * count));
+            assert!(left == want, "{size} {count} {distance}");
+        }
+    }
+}
+
 /// Each access needs what the last one found: a ring of words in as many pages, or in one. The code becomes hot, is written, and becomes
 /// hot again; the pages move meanwhile.
 #[test]

@@ -134,20 +134,20 @@ impl Emitter<'_> {
     }
 
     /// The TLB's entry whose offset in its array is in `T1`.
-    fn entry(&self, offset: usize) -> Mem {
+    pub(super) fn entry(&self, offset: usize) -> Mem {
         let disp = (layout::tlb(self.mmu_index) + offset) as i32;
         Mem { base: CONTEXT, index: Some((T1, 0)), disp, ram: false }
     }
 
     /// The offset of the entry for the address in `T0` to `T1`.
-    fn find_entry(&mut self) {
+    pub(super) fn find_entry(&mut self) {
         self.a.mov(T1, T0);
         self.a.shift(false, T1, 7);
         self.a.and_imm32(T1, (layout::TLB_ENTRIES as u32 - 1) << 5);
     }
 
     /// `T0` becomes the offset in the page of the entry in `T1`; the jump is taken if it is another page.
-    fn compare(&mut self, access: Access) -> Patch {
+    pub(super) fn compare(&mut self, access: Access) -> Patch {
         let tag = if access.write { layout::TLB_WRITE } else { layout::TLB_READ };
         self.a.alu(0x33, T0, self.entry(tag)); // xor
         self.a.cmp_imm(T0, 4096 - access.size);

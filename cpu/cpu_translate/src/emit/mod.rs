@@ -6,12 +6,14 @@
 //!
 //! - here: entries, exits, flags, the walk over the instructions. `memory.rs`: the inline TLB.
 //! - `integer.rs`: instructions on registers and memory; `divide.rs`: division. `branch.rs`: control flow and stack.
+//! - `string.rs`: REP MOVS and REP STOS.
 //! - `system.rs`: the system's part, and instructions across pages. `system_calls.rs`: SYSCALL and SYSRET. `x87.rs`: the x87 unit.
 
 mod branch;
 mod divide;
 mod integer;
 mod memory;
+mod string;
 mod system;
 mod system_calls;
 mod x87;
@@ -226,6 +228,8 @@ impl<'a> Emitter<'a> {
             Plan::Cld => self.cld(item),
             Plan::Syscall => self.syscall(item),
             Plan::Sysret => self.sysret(item),
+            Plan::Repeat { moves, bytes } => self.repeat(item, moves, bytes),
+            Plan::ReadCr2(to) => self.read_cr2(to),
             Plan::BitString(e) => self.bit_string(item, &e),
             Plan::Jcc(cc) => self.jcc(item, cc),
             Plan::Jmp => self.jmp(item),

@@ -1,6 +1,6 @@
 //! Instructions of the system's that need no call, and instructions whose last bytes are in the next page.
 
-use super::{Emitter, Stub};
+use super::{Emitter, Stub, home, memory_home};
 use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field};
 use crate::block::{Item, Source};
 use crate::liveness::ALL;
@@ -113,6 +113,15 @@ impl Emitter<'_> {
         self.a.modrm(&[], false, false, &[0x81], operation, field(layout::RFLAGS).into());
         self.a.bytes(&(with as u32).to_le_bytes());
         self.in_host = false;
+    }
+
+    pub(super) fn read_cr2(&mut self, to: u8) {
+        let host = home(to).unwrap_or(T0);
+        self.a.load(host, field(layout::CR2));
+        if home(to).is_none() {
+            self.a.store(memory_home(to), host);
+        }
+        self.keeps_t1 = true;
     }
 
     pub(super) fn swap_gs(&mut self) {

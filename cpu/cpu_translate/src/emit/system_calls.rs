@@ -97,7 +97,7 @@ impl Emitter<'_> {
     }
 
     /// `test dword [offset], mask`.
-    fn test(&mut self, offset: usize, mask: u64) {
+    pub(super) fn test(&mut self, offset: usize, mask: u64) {
         self.a.modrm(&[], false, false, &[0xF7], 0, field(offset).into());
         self.a.bytes(&(mask as u32).to_le_bytes());
     }

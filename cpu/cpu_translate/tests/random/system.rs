@@ -306,7 +306,17 @@ impl<'a> Writer<'a> {
     }
 
     fn string(&mut self) {
-        let (from, to, count) = (place(self.r) as u32, place(self.r) as u32, self.r.below(70) as u32);
+        let (from, mut to, mut count) = (place(self.r) as u32, place(self.r) as u32, self.r.below(70) as u32);
+        if self.r.one_in(5) {
+            // Onto itself, a little further up or down.
+            to = from + self.r.below(20) as u32 - 10;
+        }
+        if self.r.one_in(6) {
+            count = self.r.below(0x280) as u32;
+        }
+        if self.r.one_in(4) {
+            self.a.xor(eax, eax).unwrap();
+        }
         let down = self.r.one_in(4);
         if down {
             self.a.std().unwrap();
