@@ -86,14 +86,6 @@ pub struct BlockCache {
     jumps: Box<[Jump]>,
 }
 
-/// What [`build`] makes of some bytes.
-pub enum Built {
-    /// Operations, the closing one included.
-    Ops(Vec<Op<SoftCore>>),
-    /// Not even one instruction fits the bytes at hand.
-    CrossesEnd,
-}
-
 impl BlockCache {
     /// An empty cache.
     pub fn new() -> Self {
@@ -239,58 +231,69 @@ impl Default for BlockCache {
     }
 }
 
-/// Decodes up to `limit` instructions from `bytes`; if they check themselves (`mixed.rs`) only what then can be in a block.
-pub fn build(bytes: &[u8], mode: ModeKey, features: FeatureSet, limit: usize, watch: Watch) -> Built {
-    let mut decoded: Vec<(Instruction, u16)> = Vec::new();
-    let mut at = 0usize;
-    let mut closing = None;
-    while decoded.len() < limit.min(MAX_OPS) {
-        match x86_decode::decode(&bytes[at..], mode.bitness(), at as u64, features) {
-            Decoded::Instruction(insn) => {
-                decoded.push((insn, at as u16));
-                at += insn.len();
-                let ends = watch == Watch::Itself && may_change_code(&insn);
-                if insn.flow_control() != FlowControl::Next || ends {
-                    break;
-                }
-            }
-            Decoded::Invalid | Decoded::TooLong if watch == Watch::Itself => break,
-            Decoded::Invalid => {
-                closing = Some(Exception::InvalidOpcode);
-                break;
-            }
-            Decoded::TooLong => {
-                closing = Some(Exception::GeneralProtection);
-                break;
-            }
-            Decoded::NeedMore => break,
-        }
-    }
-    if decoded.is_empty() && closing.is_none() {
-        return Built::CrossesEnd;
-    }
-    Built::Ops(lower_all(&decoded, mode, features, at as u16, closing))
+/// Room in which blocks are built, kept from one to the next.
+#[derive(Default)]
+pub struct Builder {
+    decoded: Vec<(Instruction, u16)>,
+    ops: Vec<Op<SoftCore>>,
 }
 
-fn lower_all(
-    decoded: &[(Instruction, u16)],
-    mode: ModeKey,
-    features: FeatureSet,
-    end: u16,
-    closing: Option<Exception>,
-) -> Vec<Op<SoftCore>> {
-    let mut live = STATUS;
-    let mut ops: Vec<Op<SoftCore>> = vec![Op::new(fall_through::<SoftCore>); decoded.len() + 1];
-    let ctx = |at: u16, live_flags: u64| LowerContext { mode, features, at, live_flags };
-    ops[decoded.len()] = match closing {
-        Some(exception) => lower::raising(exception, &ctx(end, live)),
-        None => Op { at: end, ..Op::new(fall_through::<SoftCore>) },
-    };
-    for (i, (insn, at)) in decoded.iter().enumerate().rev() {
-        ops[i] = lower::lower(insn, &ctx(*at, live));
-        live = flags_before(insn, live);
+impl Builder {
+    /// Decodes up to `limit` instructions from `bytes`; if they check themselves (`mixed.rs`) only what then can be in a block.
+    /// Their operations, the closing one included; none if not even one instruction fits the bytes.
+    pub fn build(
+        &mut self,
+        bytes: &[u8],
+        mode: ModeKey,
+        features: FeatureSet,
+        limit: usize,
+        watch: Watch,
+    ) -> &[Op<SoftCore>] {
+        self.decoded.clear();
+        self.ops.clear();
+        let mut at = 0usize;
+        let mut closing = None;
+        while self.decoded.len() < limit.min(MAX_OPS) {
+            match x86_decode::decode(&bytes[at..], mode.bitness(), at as u64, features) {
+                Decoded::Instruction(insn) => {
+                    self.decoded.push((insn, at as u16));
+                    at += insn.len();
+                    let ends = watch == Watch::Itself && may_change_code(&insn);
+                    if insn.flow_control() != FlowControl::Next || ends {
+                        break;
+                    }
+                }
+                Decoded::Invalid | Decoded::TooLong if watch == Watch::Itself => break,
+                Decoded::Invalid => {
+                    closing = Some(Exception::InvalidOpcode);
+                    break;
+                }
+                Decoded::TooLong => {
+                    closing = Some(Exception::GeneralProtection);
+                    break;
+                }
+                Decoded::NeedMore => break,
+            }
+        }
+        if !self.decoded.is_empty() || closing.is_some() {
+            self.lower(mode, features, at as u16, closing);
+        }
+        &self.ops
     }
-    ops
+
+    fn lower(&mut self, mode: ModeKey, features: FeatureSet, end: u16, closing: Option<Exception>) {
+        let mut live = STATUS;
+        let ctx = |at: u16, live_flags: u64| LowerContext { mode, features, at, live_flags };
+        self.ops.resize(self.decoded.len(), Op::new(fall_through::<SoftCore>));
+        for (op, (insn, at)) in self.ops.iter_mut().zip(&self.decoded).rev() {
+            *op = lower::lower(insn, &ctx(*at, live));
+            live = flags_before(insn, live);
+        }
+        self.ops.push(match closing {
+            Some(exception) => lower::raising(exception, &ctx(end, STATUS)),
+            None => Op { at: end, ..Op::new(fall_through::<SoftCore>) },
+        });
+    }
 }
 
 /// Flags that matter before `insn`, given those that matter after it. What may fault shows all of them to

@@ -2,7 +2,7 @@
 //!
 //! Interrupts, code invalidations and stops are taken between blocks only. `single.rs`: instructions that run by themselves.
 
-use crate::block::{self, BlockCache, BlockId, Built};
+use crate::block::{self, BlockCache, BlockId, Builder};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::Hardware;
 use crate::lockstep::Lockstep;
@@ -24,11 +24,14 @@ use x86_emulate::{Cpu, Fault, ModeKey, Op, Step};
 
 /// Instructions between two looks at the clock.
 const SLICE: i64 = 16_384;
+/// Bytes that most blocks fit in.
+const FEW_BYTES: usize = 96;
 
 /// One vCPU of the `soft` engine.
 pub struct SoftVcpu {
     pub(crate) core: Box<SoftCore>,
     pub(crate) cache: BlockCache,
+    pub(crate) builder: Builder,
     pub(crate) translator: Option<Box<dyn Translator>>,
     /// Translated code is compared with what the interpreter does.
     pub(crate) lockstep: Option<Lockstep>,
@@ -68,6 +71,7 @@ impl SoftVcpu {
         Self {
             core,
             cache: BlockCache::new(),
+            builder: Builder::default(),
             translator,
             lockstep: None,
             hardware: None,
@@ -436,16 +440,20 @@ impl SoftVcpu {
             me.take_notices(|notice| caches.apply(notice, tlb));
         });
         let limit = if watch == Watch::Itself { block::MAX_CHECKED } else { block::MAX_OPS };
+        let features = core.shared.model.features;
         let mut bytes = [0; block::MAX_OPS * x86_decode::MAX_LENGTH];
-        let len = ((4096 - (at & 0xFFF)) as usize).min(bytes.len());
-        core.ram.load_bytes(at, &mut bytes[..len]);
-        match block::build(&bytes[..len], mode, core.shared.model.features, limit, watch) {
-            Built::Ops(ops) => {
-                let end = ops.last().map_or(0, |op| usize::from(op.at));
-                let original = (watch == Watch::Itself).then_some(&bytes[..end.min(len)]);
-                Some(self.cache.insert(at, mode, &ops, original))
+        let most = ((4096 - (at & 0xFFF)) as usize).min(bytes.len());
+        let mut len = most.min(FEW_BYTES);
+        loop {
+            core.ram.load_bytes(at, &mut bytes[..len]);
+            let ops = self.builder.build(&bytes[..len], mode, features, limit, watch);
+            let end = ops.last().map_or(0, |op| usize::from(op.at));
+            if len < most && end + x86_decode::MAX_LENGTH > len {
+                len = most;
+                continue;
             }
-            Built::CrossesEnd => None,
+            let original = (watch == Watch::Itself).then_some(&bytes[..end.min(len)]);
+            return (!ops.is_empty()).then(|| self.cache.insert(at, mode, ops, original));
         }
     }
 

@@ -3,7 +3,6 @@
 //!
 //! Called by: `run.rs`. Its bytes may cross pages and may change under it: they are decoded each time.
 
-use crate::block::{self, Built};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::mmu::{Access, Target};
 use crate::run::{SoftVcpu, Stop};
@@ -104,9 +103,9 @@ impl SoftVcpu {
             let linear = if mode.is_long() { linear } else { linear & 0xFFFF_FFFF };
             let take = ((4096 - (linear & 0xFFF)) as usize).min(whole - bytes.len());
             core.fetch_bytes(linear, take, &mut bytes)?;
-            match block::build(&bytes, mode, core.shared.model.features, 1, Watch::Tracked) {
-                Built::Ops(ops) => return Ok(ops),
-                Built::CrossesEnd => {}
+            let ops = self.builder.build(&bytes, mode, core.shared.model.features, 1, Watch::Tracked);
+            if !ops.is_empty() {
+                return Ok(ops.to_vec());
             }
         }
         // Longer than an instruction may be, or beyond CS's limit.

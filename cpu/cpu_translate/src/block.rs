@@ -24,9 +24,14 @@ use x86_emulate::{Op, integer, vector, x87};
 pub const MAX_INSTRUCTIONS: usize = 96;
 /// Most superblocks have no more.
 const TYPICAL_INSTRUCTIONS: usize = 32;
-/// Longest one that checks itself.
 const MAX_CHECKED: usize = 32;
 const MAX_BRANCHES: usize = 12;
+/// One that is not hot: it has less of what others have, too.
+pub const LUKEWARM: Extent = Extent { instructions: 32, branches: 4, calls: 1 };
+/// One that is.
+pub const HOT: Extent = Extent { instructions: MAX_INSTRUCTIONS, branches: MAX_BRANCHES, calls: MAX_CALLS };
+/// One that checks itself.
+const CHECKED: Extent = Extent { instructions: MAX_CHECKED, ..HOT };
 /// Instructions behind a jump or call that is followed.
 const MAX_FOLLOWED: usize = 40;
 /// Calls that are followed at the same time.
@@ -37,6 +42,27 @@ const MAX_UNROLLED: usize = 48;
 const PAGE: usize = 4096;
 /// Times that the interpreter must have come to a branch for a guess where it leads.
 const KNOWN: u32 = 8;
+
+/// How far a superblock goes.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    instructions: usize,
+    /// Conditional branches.
+    branches: usize,
+    /// Calls that are followed at the same time.
+    calls: usize,
+}
+
+impl Extent {
+    /// For `place`; `hot`: its code is hot.
+    pub fn of(place: &Place, hot: bool) -> Self {
+        match () {
+            () if place.checks_itself => CHECKED,
+            () if hot => HOT,
+            () => LUKEWARM,
+        }
+    }
+}
 
 /// One instruction on its way.
 pub struct Item {
@@ -126,8 +152,10 @@ pub struct Source {
     pub groups: Vec<Range>,
     /// What SYSCALL is translated for.
     pub system_calls: SystemCalls,
-    /// Bits of the conditional branches that it follows.
+    /// Bits of the conditional branches that it follows, and one more behind the last.
     pub way: u16,
+    /// It goes farther than one that is not hot would.
+    pub is_long: bool,
 }
 
 /// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]; `hot`: with guesses (`feedback.rs`). `None`: there is nothing to guess, or its first instruction does not fit the page, as may happen if somebody just
@@ -151,7 +179,8 @@ pub fn translate(
         core.ram().load_bytes(next.at, &mut bytes);
         bytes
     });
-    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), heat);
+    let extent = Extent::of(place, hot);
+    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), heat, extent);
     elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), wide, key & CAREFUL != 0);
     let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
     source.system_calls = SystemCalls { entry, smap };
@@ -164,7 +193,7 @@ pub fn translate(
     if guesses.is_some() {
         chain::find_chains(&mut source.items);
         let guesses = |i: &Item| i.chained && i.operand.is_none_or(|m| m.first);
-        if engine.has(&name) && !source.items.iter().any(guesses) {
+        if engine.has(&name) && !source.is_long && !source.items.iter().any(guesses) {
             // It would be the same.
             engine.feedback.keep(name, Guesses::default(), source.items.len());
             return None;
@@ -194,17 +223,18 @@ pub fn read(
     page: Box<[u8; PAGE]>,
     behind: Option<&[u8; MAX_LENGTH]>,
     heat: &Heat<'_>,
+    extent: Extent,
 ) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let bits = place.mode.bitness();
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
     let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
     let heat = |offset: u64| heat(place.at & !(PAGE as u64 - 1) | offset);
-    let mut path = Path::new(first as u64, place.checks_itself, &heat);
+    let mut path = Path::new(first as u64, place.checks_itself, &heat, extent);
     path.known = engine.way;
     let mut at = first;
     let mut closing = None;
-    while items.len() < path.limit {
+    while items.len() < path.extent.instructions {
         let mut both = [0; 2 * MAX_LENGTH];
         let mut bytes = &page[at..];
         let mut decoded = decode(bytes, bits, at as u64, engine.features);
@@ -246,8 +276,9 @@ pub fn read(
     }
     let (live_end, groups, system_calls) = (liveness::ALL, Vec::new(), SystemCalls::default());
     let (end, checks_itself) = (at as u16, place.checks_itself);
-    let way = path.way;
-    let mut source = Source { items, end, live_end, closing, page, checks_itself, groups, system_calls, way };
+    let (way, is_long) = (path.known_way(), items.len() > LUKEWARM.instructions || path.is_long);
+    let mut source =
+        Source { items, end, live_end, closing, page, checks_itself, groups, system_calls, way, is_long };
     find_live(&mut source, bits, engine);
     source
 }
@@ -294,12 +325,13 @@ struct Path<'a> {
     run: u64,
     /// How often the interpreter came to an offset.
     heat: &'a Heat<'a>,
-    /// Instructions at most.
-    limit: usize,
+    extent: Extent,
     branches: usize,
-    /// Bits of the branches that were followed when this was translated before, and of those that are.
+    /// Bits of the branches that were followed when this was translated before, with one more behind, and of those that are.
     known: Option<u16>,
     way: u16,
+    /// It has more branches or calls than one that is not hot.
+    is_long: bool,
     /// Times that it went back to its start.
     turns: usize,
     /// Return addresses of the calls that it followed.
@@ -307,20 +339,25 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn new(first: u64, checks_itself: bool, heat: &'a Heat<'a>) -> Self {
-        let limit = if checks_itself { MAX_CHECKED } else { MAX_INSTRUCTIONS };
+    fn new(first: u64, checks_itself: bool, heat: &'a Heat<'a>, extent: Extent) -> Self {
         Self {
             first,
             checks_itself,
             run: first,
             heat,
-            limit,
+            extent,
             branches: 0,
             turns: 0,
             returns: Vec::new(),
             known: None,
             way: 0,
+            is_long: false,
         }
+    }
+
+    /// See `Source::way`.
+    fn known_way(&self) -> u16 {
+        self.way | 2 << self.branches
     }
 
     /// Where it goes on behind `item`, which `before` others precede; `None`: it ends there.
@@ -351,24 +388,27 @@ impl<'a> Path<'a> {
                 Some(target)
             }
             Plan::CallDirect => {
-                let target = inside(insn.near_branch_target()).filter(|_| self.returns.len() < MAX_CALLS)?;
+                let target =
+                    inside(insn.near_branch_target()).filter(|_| self.returns.len() < self.extent.calls)?;
                 self.duplicates(before);
                 self.returns.push(insn.next_ip());
+                self.is_long |= self.returns.len() > LUKEWARM.calls;
                 Some(target)
             }
             Plan::Ret(0) => self.returns.pop().and_then(inside),
             Plan::Ret(_) => None,
-            Plan::Jcc(_) if self.branches == MAX_BRANCHES => None,
+            Plan::Jcc(_) if self.branches == self.extent.branches => None,
             Plan::Jcc(_) => {
                 self.branches += 1;
+                self.is_long |= self.branches > LUKEWARM.branches;
                 if insn.near_branch_target() == self.first
                     && let Some(start) = self.turn(before)
                 {
                     return Some(start);
                 }
                 let taken = match self.known {
-                    Some(known) => known >> self.branches & 1 != 0,
-                    None => self.is_taken(insn),
+                    Some(known) if known >> (self.branches + 1) != 0 => known >> self.branches & 1 != 0,
+                    _ => self.is_taken(insn),
                 };
                 self.way |= u16::from(taken) << self.branches;
                 Some(if taken { insn.near_branch_target() } else { insn.next_ip() })
@@ -394,7 +434,8 @@ impl<'a> Path<'a> {
 
     /// Code behind may be in other superblocks, too: less of it.
     fn duplicates(&mut self, before: usize) {
-        self.limit = self.limit.min(before + 1 + MAX_FOLLOWED);
+        let most = &mut self.extent.instructions;
+        *most = (*most).min(before + 1 + MAX_FOLLOWED);
     }
 }
 

@@ -202,7 +202,13 @@ fn mostly_taken() -> String {
 }
 
 /// What is translated of `code`, as a careful translation or not.
-fn read(code: &[u8], mode: u32, heat: &Heat<'_>, careful: bool) -> (Engine, Place, Source) {
+fn read(
+    code: &[u8],
+    mode: u32,
+    heat: &Heat<'_>,
+    careful: bool,
+    extent: block::Extent,
+) -> (Engine, Place, Source) {
     let ram = GuestRam::for_test(1 << 20);
     let engine = Engine::for_golden(&ram, FeatureSet::of(Feature::ALL));
     let mut page = Box::new([0xF4; 4096]);
@@ -210,14 +216,14 @@ fn read(code: &[u8], mode: u32, heat: &Heat<'_>, careful: bool) -> (Engine, Plac
     page[offset..offset + code.len()].copy_from_slice(code);
     let mode = ModeKey(mode | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
     let place = Place { linear: AT, at: offset as u64, mode, checks_itself: false };
-    let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat);
+    let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat, extent);
     elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), careful);
     (engine, place, source)
 }
 
 /// What was emitted, in numbers.
 fn describe(name: &str, code: &[u8], mode: u32, heat: &Heat<'_>) -> String {
-    let (mut engine, place, source) = read(code, mode, heat, false);
+    let (mut engine, place, source) = read(code, mode, heat, false, block::HOT);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
     emitter.block(&source);
@@ -275,9 +281,26 @@ fn what_could_not_be_had_as_a_range_is_not_tried_again() {
     a.jmp(AWAY).unwrap();
     let code = a.assemble(AT).unwrap();
     let grouped = |careful| -> Vec<bool> {
-        let (_, _, source) = read(&code, LONG, &|_| 0, careful);
+        let (_, _, source) = read(&code, LONG, &|_| 0, careful, block::HOT);
         source.items[..6].iter().map(|item| item.operand.is_some()).collect()
     };
     assert_eq!(grouped(false), [true; 6]);
     assert_eq!(grouped(true), [false, true, false, true, false, true]);
+}
+
+#[test]
+fn code_that_is_not_hot_goes_less_far() {
+    let mut a = CodeAssembler::new(64).unwrap();
+    for _ in 0..6 {
+        a.inc(rax).unwrap();
+        a.jz(AWAY).unwrap();
+    }
+    a.jmp(AWAY).unwrap();
+    let code = a.assemble(AT).unwrap();
+    let read = |extent| {
+        let (_, _, source) = read(&code, LONG, &|_| 0, false, extent);
+        (source.items.len(), source.is_long)
+    };
+    // Up to the fifth branch, and to the end.
+    assert_eq!([read(block::LUKEWARM), read(block::HOT)], [(10, false), (13, true)]);
 }
