@@ -2,7 +2,7 @@
 //! boot services and enters the image as a PVH loader would, but in 64-bit mode.
 //!
 //! - [`elf`]: where the image's segments go. [`start_info`]: what is handed over. Both run on any host.
-//! - `main.rs`: what talks to the firmware.
+//! - `firmware.rs`: what talks to the firmware. `main.rs` and, for a test, `locked.rs` start it.
 #![no_std]
 #![forbid(unsafe_code)]
 

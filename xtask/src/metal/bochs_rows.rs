@@ -30,6 +30,7 @@ const fn row(name: &'static str, run: fn(&Path) -> Result<Outcome>) -> Row {
 
 pub const ROWS: &[Row] = &[
     row("metal: Bochs, processors that are refused", refused),
+    row("metal: Bochs, VMX that firmware has locked is refused", locked),
     row("metal: Bochs, what exits cost on VMX", |efi| exits(efi, INTEL, VMX, COSTS_ON_VMX)),
     row("metal: Bochs, what exits cost on SVM with next RIPs", |efi| exits(efi, AMD, SVM, COSTS_ON_SVM)),
     Row { with_guest: true, ..row("metal: Bochs, Linux boots on VMX", |efi| linux(efi, INTEL, VMX, 1)) },
@@ -80,6 +81,15 @@ fn refused(application: &Path) -> Result<Outcome> {
         let (log, _) = machine.run(PATIENCE)?;
         expect(&log, &["bedplate-metal ", reason, "HALTED"])?;
     }
+    Ok(Outcome::Passed)
+}
+
+/// With VMX that was locked off before the loader started.
+fn locked(_: &Path) -> Result<Outcome> {
+    let application = super::build_loader("bedplate-loader-locked")?;
+    let machine = Bochs { bundle: Some(exit_bench_bundle()?), ..Bochs::new(&application, INTEL) };
+    let (log, _) = machine.run(PATIENCE)?;
+    expect(&log, &["REFUSED: firmware has locked Intel virtualization (VMX) off", "HALTED"])?;
     Ok(Outcome::Passed)
 }
 

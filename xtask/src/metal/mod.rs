@@ -117,18 +117,27 @@ fn build_exit_bench() -> Result<PathBuf> {
 
 /// The UEFI application with `image` inside.
 fn build_efi(image: &Path) -> Result<PathBuf> {
-    let toolchain = toolchain::find(&UEFI)?;
-    let folder = workspace::target_folder()?.join("metal");
-    std::fs::create_dir_all(&folder).context("cannot make a folder for the UEFI application")?;
-    let inside = folder.join("bedplate-metal.elf");
+    let inside = inside()?;
     let whole = std::fs::read(image).context("cannot read the image")?;
     std::fs::write(&inside, loadable::loadable(&whole)?)
         .context("cannot write what of the image is loaded")?;
-    let built =
-        toolchain.build(&UEFI, "uefi_loader", "bedplate-loader", &[("BEDPLATE_METAL_IMAGE", &inside)])?;
-    let efi = folder.join("bedplate-metal.efi");
+    let built = build_loader("bedplate-loader")?;
+    let efi = inside.with_extension("efi");
     std::fs::copy(&built, &efi).context("cannot copy the UEFI application")?;
     Ok(efi)
+}
+
+/// What the UEFI application has inside: of the image what is loaded.
+fn inside() -> Result<PathBuf> {
+    let folder = workspace::target_folder()?.join("metal");
+    std::fs::create_dir_all(&folder).context("cannot make a folder for the UEFI application")?;
+    Ok(folder.join("bedplate-metal.elf"))
+}
+
+/// A binary of the loader with what [`build_efi`] has put inside.
+fn build_loader(binary: &str) -> Result<PathBuf> {
+    let environment = [("BEDPLATE_METAL_IMAGE", &*inside()?)];
+    toolchain::find(&UEFI)?.build(&UEFI, "uefi_loader", binary, &environment)
 }
 
 fn interactive(options: &RunOptions) -> Result<()> {
