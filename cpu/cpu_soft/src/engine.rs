@@ -127,7 +127,8 @@ impl SoftPartition {
             shared,
         };
         let translator = self.translators.as_ref();
-        let translator = translator.and_then(|t| t.create(&core.ram, core.shared.model.features));
+        let (features, vcpus) = (core.shared.model.features, core.shared.vcpus.len());
+        let translator = translator.and_then(|t| t.create(&core.ram, features, vcpus));
         SoftVcpu::with_core(Box::new(core), translator, id != 0)
     }
 }

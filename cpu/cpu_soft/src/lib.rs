@@ -2,7 +2,7 @@
 //!
 //! - [`SoftHypervisor`] makes partitions; `engine.rs` is its face to the machine.
 //! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between; `single.rs`: one instruction by itself.
-//! - `block.rs`: decoded code; `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it;
+//! - `block.rs`: decoded code; `cache.rs`: what is kept of it. `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it;
 //!   `pieces.rs`: what of it crosses pages or is no RAM.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed; `mixed.rs`: where that costs too much.
 //! - `complete.rs`: single instructions for other engines.
@@ -19,6 +19,7 @@
 extern crate alloc;
 
 mod block;
+mod cache;
 mod complete;
 mod core;
 mod cpuid;
@@ -44,3 +45,6 @@ pub use engine::{SoftHypervisor, SoftPartition};
 pub use lockstep::Report;
 pub use mixed::may_change_code;
 pub use run::SoftVcpu;
+
+/// Bytes of a vCPU, its translator's apart: what it may come to have resident.
+pub const VCPU_BYTES: usize = cache::MOST_BYTES + walked::BYTES + size_of::<SoftCore>();

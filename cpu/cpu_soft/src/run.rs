@@ -2,7 +2,8 @@
 //!
 //! Interrupts, code invalidations and stops are taken between blocks only. `single.rs`: instructions that run by themselves.
 
-use crate::block::{self, BlockCache, BlockId, Builder};
+use crate::block::{self, Builder};
+use crate::cache::{BlockCache, BlockId};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::Hardware;
 use crate::lockstep::Lockstep;

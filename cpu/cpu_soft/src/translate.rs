@@ -4,7 +4,7 @@
 //! at; it runs guest code on the core until something has to be decided, and leaves the core as the
 //! interpreter would between two blocks. [`layout`] says where emitted code finds what it needs.
 
-use crate::block::BlockId;
+use crate::cache::BlockId;
 use crate::core::{NO_PAGE, SoftCore};
 use crate::run::SoftVcpu;
 use crate::shared::attention;
@@ -22,8 +22,8 @@ const SPEED: i64 = 8;
 
 /// Makes the translators of a partition's vCPUs.
 pub trait TranslatorFactory: Send + Sync {
-    /// A translator for one vCPU; `None` if this host cannot run one (the interpreter does it all then).
-    fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>>;
+    /// A translator for one vCPU of `vcpus`; `None` if this host cannot run one (the interpreter does it all then).
+    fn create(&self, ram: &GuestRam, features: FeatureSet, vcpus: usize) -> Option<Box<dyn Translator>>;
 }
 
 /// Times that the interpreter came to an offset in the RAM span.

@@ -12,6 +12,9 @@ const ENTRIES: usize = 8192;
 const PCIDS: usize = 4096;
 const PAGE: u64 = !0xFFF;
 
+/// Bytes of the second level.
+pub const BYTES: usize = ENTRIES * size_of::<Entry>() + PCIDS * size_of::<u64>();
+
 /// Number of an address space's flushes, and of those of all; 0 of all for global entries.
 type Stamp = (u64, u64);
 

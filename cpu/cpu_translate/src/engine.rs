@@ -5,9 +5,11 @@ mod ways;
 pub use ways::ExitSite;
 
 use crate::asm::Asm;
+use crate::budget::Budget;
 use crate::code_memory::CodeMemory;
 use crate::feedback::Feedback;
 use crate::journal::Journal;
+use crate::table::{TABLE_ENTRIES, Table, nothing};
 use crate::thunks::{Thunks, slot};
 use crate::{block, feedback, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
@@ -20,18 +22,8 @@ use std::sync::Arc;
 use x86_defs::cpuid::FeatureSet;
 use x86_emulate::{ModeKey, Op};
 
-/// Code of one vCPU.
-const CODE_BYTES: usize = 20 << 20;
 /// Room that a block is sure to find.
 const BLOCK_BYTES: usize = 64 << 10;
-/// Operations kept beside the code.
-const MAX_SITES: usize = 192 << 10;
-/// Ways out that are remembered.
-const MAX_EXITS: usize = 768 << 10;
-/// Blocks.
-const MAX_BLOCKS: usize = 256 << 10;
-/// Entries of the table of indirect branches, one table a context.
-pub const TABLE_ENTRIES: usize = 64 << 10;
 /// Contexts; with one more everything starts anew.
 const MAX_CONTEXTS: usize = 16;
 /// Places whose calls are counted at a time.
@@ -109,10 +101,6 @@ impl Block {
     }
 }
 
-/// An entry of the table of indirect branches, as emitted code reads it: linear address, code. (An array of plain words:
-/// the allocator gives these zeroed.)
-type TableEntry = [u64; 2];
-
 /// What, besides place and bytes, decides what code a block becomes.
 struct Context {
     mode: ModeKey,
@@ -121,12 +109,13 @@ struct Context {
     masked: bool,
     /// The x87 control word does, and none is pending.
     x87_masked: bool,
-    table: Box<[TableEntry]>,
+    table: Table,
 }
 
 /// See the module's header.
 pub struct Engine {
     threshold: u32,
+    budget: Budget,
     /// Hears of what is translated.
     pub journal: Option<Arc<Journal>>,
     ram_base: u64,
@@ -167,13 +156,19 @@ pub struct Engine {
 
 impl Engine {
     /// A translator without translations.
-    pub fn new(ram: &GuestRam, features: FeatureSet, threshold: u32) -> io::Result<Self> {
-        let mut memory = CodeMemory::new(CODE_BYTES)?;
+    pub fn new(
+        ram: &GuestRam,
+        features: FeatureSet,
+        threshold: u32,
+        budget: Budget,
+    ) -> io::Result<Self> {
+        let mut memory = CodeMemory::new(budget.code)?;
         let mut a = Asm::new(memory.next());
         let thunks = Thunks::emit(&mut a);
         memory.append(&a.code);
         Ok(Self {
             threshold,
+            budget,
             journal: None,
             ram_base: ram.host_base() as u64,
             features,
@@ -182,9 +177,9 @@ impl Engine {
             memory,
             thunks,
             // All at once: what is not used yet costs nothing, and nothing is copied.
-            sites: Vec::with_capacity(MAX_SITES),
-            blocks: Vec::with_capacity(MAX_BLOCKS),
-            exits: Vec::with_capacity(MAX_EXITS),
+            sites: Vec::with_capacity(budget.sites),
+            blocks: Vec::with_capacity(budget.blocks),
+            exits: Vec::with_capacity(budget.exits),
             by_place: HashTable::new(),
             by_page: HashMap::new(),
             contexts: Vec::new(),
@@ -202,9 +197,9 @@ impl Engine {
     /// With one context, on a host that has everything.
     #[cfg(test)]
     pub fn for_golden(ram: &GuestRam, features: FeatureSet) -> Self {
-        let mut engine = Self::new(ram, features, 0).expect("memory for code");
+        let mut engine = Self::new(ram, features, 0, Budget::of(1)).expect("memory for code");
         engine.host = plan::Host { general: features, vector: Some(features), x87: true };
-        let (mode, table) = (ModeKey(0), empty_table());
+        let (mode, table) = (ModeKey(0), Table::new());
         engine.contexts.push(Context { mode, mmu_index: 2, masked: true, x87_masked: true, table });
         engine
     }
@@ -231,7 +226,7 @@ impl Engine {
             self.contexts.clear();
         }
         let (masked, x87_masked) = (masks_all(core), x87::masks_all(&core.cpu));
-        self.contexts.push(Context { mode, mmu_index, masked, x87_masked, table: empty_table() });
+        self.contexts.push(Context { mode, mmu_index, masked, x87_masked, table: Table::new() });
         Some(self.contexts.len() as u8 - 1)
     }
 
@@ -244,7 +239,7 @@ impl Engine {
             if self.contexts.len() == MAX_CONTEXTS {
                 return None;
             }
-            self.contexts.push(Context { mode, mmu_index, masked, x87_masked, table: empty_table() });
+            self.contexts.push(Context { mode, mmu_index, masked, x87_masked, table: Table::new() });
         }
         Some(known.unwrap_or(self.contexts.len() - 1) as u8)
     }
@@ -382,9 +377,9 @@ impl Engine {
     fn is_full(&self) -> bool {
         let most = 2 * block::MAX_INSTRUCTIONS;
         self.memory.left() < BLOCK_BYTES
-            || self.sites.len() + most > MAX_SITES
-            || self.exits.len() + most > MAX_EXITS
-            || self.blocks.len() == MAX_BLOCKS
+            || self.sites.len() + most > self.budget.sites
+            || self.exits.len() + most > self.budget.exits
+            || self.blocks.len() == self.budget.blocks
     }
 
     /// What of the host's may be emitted for a context.
@@ -404,7 +399,7 @@ impl Engine {
         // Whoever still knows its entry comes out at the miss.
         self.lead(b.guarded, b.miss);
         let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
-        let slot = b.linear as usize & (TABLE_ENTRIES - 1);
+        let slot = b.linear as usize % TABLE_ENTRIES;
         if table[slot][1] == b.guarded {
             table[slot] = nothing(slot);
         }
@@ -433,7 +428,7 @@ impl Engine {
         self.by_page.clear();
         self.feedback.clear();
         for c in &mut self.contexts {
-            c.table = empty_table();
+            c.table.empty();
         }
     }
 }
@@ -443,19 +438,6 @@ fn place_hash(&(linear, at, key): &Key) -> u64 {
     let mixed = (linear ^ at.rotate_left(29) ^ u64::from(key) << 57).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     // The table takes its slot from the low bits.
     mixed ^ mixed >> 32
-}
-
-/// An entry for slot `slot` in which nothing is found: the address that it holds has another slot. (Any address can be
-/// asked for, canonical or not.)
-fn nothing(slot: usize) -> TableEntry {
-    [u64::from(slot == 0), 0]
-}
-
-/// A table in which nothing is found. Zeroed memory costs nothing until it is used.
-fn empty_table() -> Box<[TableEntry]> {
-    let mut table = vec![[0; 2]; TABLE_ENTRIES].into_boxed_slice();
-    table[0] = nothing(0);
-    table
 }
 
 /// Whether MXCSR masks every exception.

@@ -5,7 +5,7 @@
 //!
 //! - `engine.rs`: translations of one vCPU, entry and exit; `engine/ways.rs`: from one to another. `runtime.rs`: what
 //!   emitted code calls.
-//! - `code_memory.rs`: where the code lies. `thunks.rs`: the fixed pieces of code.
+//! - `code_memory.rs`: where the code lies; `budget.rs`: how much of it. `table.rs`: where indirect branches look. `thunks.rs`: the fixed pieces of code.
 //! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
 //! - `feedback.rs`: which blocks are hot, and what is learnt of them; `chain.rs`: accesses that wait for other loads.
 //! - `elide.rs`: which memory accesses share a check. `vector.rs`: SSE and AVX. `x87.rs`: the x87 unit.
@@ -17,6 +17,7 @@
 
 mod asm;
 mod block;
+mod budget;
 mod chain;
 mod code_memory;
 mod elide;
@@ -31,12 +32,14 @@ mod journal;
 mod liveness;
 mod plan;
 mod runtime;
+mod table;
 mod thunks;
 mod vector;
 mod x87;
 
 pub use journal::Journal;
 
+use budget::Budget;
 use cpu_soft::translate::{Translator, TranslatorFactory};
 use engine::Engine;
 use guest_memory::GuestRam;
@@ -69,8 +72,8 @@ impl Default for Factory {
 }
 
 impl TranslatorFactory for Factory {
-    fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>> {
-        Some(Box::new(Engine::new(ram, features, self.threshold).ok()?))
+    fn create(&self, ram: &GuestRam, features: FeatureSet, vcpus: usize) -> Option<Box<dyn Translator>> {
+        Some(Box::new(Engine::new(ram, features, self.threshold, Budget::of(vcpus)).ok()?))
     }
 }
 
@@ -84,8 +87,8 @@ pub struct Noted {
 }
 
 impl TranslatorFactory for Noted {
-    fn create(&self, ram: &GuestRam, features: FeatureSet) -> Option<Box<dyn Translator>> {
-        let mut engine = Engine::new(ram, features, self.factory.threshold).ok()?;
+    fn create(&self, ram: &GuestRam, features: FeatureSet, vcpus: usize) -> Option<Box<dyn Translator>> {
+        let mut engine = Engine::new(ram, features, self.factory.threshold, Budget::of(vcpus)).ok()?;
         engine.journal = Some(self.journal.clone());
         Some(Box::new(engine))
     }

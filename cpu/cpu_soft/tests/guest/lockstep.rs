@@ -21,7 +21,7 @@ struct Wrong {
 }
 
 impl TranslatorFactory for Wrong {
-    fn create(&self, _: &GuestRam, _: FeatureSet) -> Option<Box<dyn Translator>> {
+    fn create(&self, _: &GuestRam, _: FeatureSet, _: usize) -> Option<Box<dyn Translator>> {
         Some(Box::new(*self))
     }
 }

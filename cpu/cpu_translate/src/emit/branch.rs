@@ -6,9 +6,10 @@ use super::memory::Address;
 use super::{Emitter, STACK, Stub, home, memory_home};
 use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field, reg::RBP};
 use crate::block::Item;
-use crate::engine::{CAREFUL, TABLE_ENTRIES};
+use crate::engine::CAREFUL;
 use crate::liveness::{self, ALL, Flags};
 use crate::plan::{self, Access, number};
+use crate::table::TABLE_ENTRIES;
 use crate::thunks::{slot, slot_at};
 
 impl Emitter<'_> {

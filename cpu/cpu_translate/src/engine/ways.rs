@@ -1,7 +1,8 @@
 //! Ways from code to code: jumps that are patched together, guarded entries, and what stale code is led to.
 
-use super::{Block, CAREFUL, CODE_BYTES, Engine, TABLE_ENTRIES};
+use super::{Block, CAREFUL, Engine};
 use crate::runtime;
+use crate::table::TABLE_ENTRIES;
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Exit, Place};
 
@@ -23,7 +24,7 @@ impl ExitSite {
     /// `jump`: where in the code its displacement is. `careful`: to a careful translation. `guarded`: to another mode's code,
     /// with a guard even in the same page.
     pub fn new(block: u32, target: u64, jump: u32, careful: bool, guarded: bool) -> Self {
-        const { assert!(CODE_BYTES < 1 << 30) };
+        // Code is some MiB (`budget.rs`).
         let flags = if careful { Self::CAREFUL } else { 0 } | if guarded { Self::GUARDED } else { 0 };
         Self { target, block, jump: jump << 2 | flags }
     }
