@@ -23,7 +23,7 @@ use x86_defs::cpuid::FeatureSet;
 use x86_emulate::{ModeKey, Op};
 
 /// Room that a block is sure to find.
-const BLOCK_BYTES: usize = 64 << 10;
+pub const BLOCK_BYTES: usize = 64 << 10;
 /// Contexts; with one more everything starts anew.
 const MAX_CONTEXTS: usize = 16;
 /// Places whose calls are counted at a time.
@@ -156,12 +156,7 @@ pub struct Engine {
 
 impl Engine {
     /// A translator without translations.
-    pub fn new(
-        ram: &GuestRam,
-        features: FeatureSet,
-        threshold: u32,
-        budget: Budget,
-    ) -> io::Result<Self> {
+    pub fn new(ram: &GuestRam, features: FeatureSet, threshold: u32, budget: Budget) -> io::Result<Self> {
         let mut memory = CodeMemory::new(budget.code)?;
         let mut a = Asm::new(memory.next());
         let thunks = Thunks::emit(&mut a);

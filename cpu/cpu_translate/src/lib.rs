@@ -93,3 +93,17 @@ impl TranslatorFactory for Noted {
         Some(Box::new(engine))
     }
 }
+
+/// As [`Factory`], with room for a few blocks only, so that everything is dropped all the time: for tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Crowded(pub Factory);
+
+impl TranslatorFactory for Crowded {
+    fn create(&self, ram: &GuestRam, features: FeatureSet, _: usize) -> Option<Box<dyn Translator>> {
+        let budget = Budget::with_code(engine::BLOCK_BYTES + CROWDED_BYTES);
+        Some(Box::new(Engine::new(ram, features, self.0.threshold, budget).ok()?))
+    }
+}
+
+/// Code of [`Crowded`] before it is full.
+const CROWDED_BYTES: usize = 8 << 10;
