@@ -17,12 +17,16 @@ use hashbrown::{HashMap, HashTable};
 use x86_decode::MAX_LENGTH;
 use x86_emulate::{ModeKey, Op};
 
-/// Operations that are kept: 32 bytes each.
-const MAX_OPS_KEPT: usize = 128 << 10;
+/// Operations that are kept (32 bytes each), and blocks: a power of two.
+const fn sizes(vcpus: usize) -> (usize, usize) {
+    match vcpus {
+        0 | 1 => (256 << 10, 64 << 10),
+        2 => (160 << 10, 32 << 10),
+        _ => (128 << 10, 32 << 10),
+    }
+}
 /// Operations from which on there is room for all: growing step by step would leave holes.
 const FEW_OPS: usize = 16 << 10;
-/// Blocks that are kept; a power of two, so that numbers may come back.
-const MAX_BLOCKS: usize = 32 << 10;
 const JUMPS: usize = 8192;
 /// Places whose blocks were dropped for want of room.
 const PAST: usize = 32 << 10;
@@ -86,10 +90,13 @@ type Past = (u16, u16);
 
 /// See the module's header.
 pub struct BlockCache {
+    /// Operations and blocks at most.
+    most_ops: usize,
+    most_blocks: usize,
     ops: Vec<Op<SoftCore>>,
     /// Where in `ops` the next block goes.
     next_op: usize,
-    /// By number, modulo [`MAX_BLOCKS`].
+    /// By number, modulo `most_blocks`.
     blocks: Vec<Block>,
     /// Numbers of the oldest block that is kept, and of the next one.
     oldest: BlockId,
@@ -112,15 +119,14 @@ fn past_slot(at: u64, mode: ModeKey) -> (usize, u16) {
     (hash as usize % PAST, (hash >> 40) as u16)
 }
 
-fn slot(id: BlockId) -> usize {
-    id as usize % MAX_BLOCKS
-}
-
 impl BlockCache {
-    /// An empty cache.
-    pub fn new() -> Self {
+    /// An empty cache, of one of `vcpus`.
+    pub fn new(vcpus: usize) -> Self {
+        let (most_ops, most_blocks) = sizes(vcpus);
         let none = Jump { linear: 0, mode: ModeKey(0), exec_id: 0, block: 0 };
         Self {
+            most_ops,
+            most_blocks,
             ops: Vec::new(),
             next_op: 0,
             blocks: Vec::new(),
@@ -151,11 +157,17 @@ impl BlockCache {
     }
 
     #[inline(always)]
+    fn slot(&self, id: BlockId) -> usize {
+        id as usize & (self.most_blocks - 1)
+    }
+
+    #[inline(always)]
     fn block(&self, id: BlockId) -> Option<&Block> {
-        self.blocks.get(slot(id)).filter(|b| b.id == id)
+        self.blocks.get(self.slot(id)).filter(|b| b.id == id)
     }
     fn block_mut(&mut self, id: BlockId) -> Option<&mut Block> {
-        self.blocks.get_mut(slot(id)).filter(|b| b.id == id)
+        let slot = self.slot(id);
+        self.blocks.get_mut(slot).filter(|b| b.id == id)
     }
 
     /// The block and its operations, if it is still valid.
@@ -228,12 +240,16 @@ impl BlockCache {
             behind,
             original: original.map(Box::from),
         };
-        put(&mut self.blocks, slot(id), [block]);
+        let slot = self.slot(id);
+        put(&mut self.blocks, slot, [block]);
         put(&mut self.ops, first, ops.iter().copied());
         self.next_op = first + ops.len();
         self.next += 1;
-        let blocks = &self.blocks;
-        let hash = |id: &BlockId| place_hash(blocks[slot(*id)].at, blocks[slot(*id)].mode);
+        let (blocks, most) = (&self.blocks, self.most_blocks);
+        let hash = |id: &BlockId| {
+            let b = &blocks[*id as usize & (most - 1)];
+            place_hash(b.at, b.mode)
+        };
         self.by_place.insert_unique(place_hash(at, mode), id, hash);
         id
     }
@@ -244,25 +260,27 @@ impl BlockCache {
             self.clear();
         }
         let mut first = self.next_op;
-        if first + count > MAX_OPS_KEPT {
+        if first + count > self.most_ops {
             // What is left at the end is not used in this turn.
-            self.drop_oldest(first..MAX_OPS_KEPT);
+            self.drop_oldest(first..self.most_ops);
             first = 0;
         }
         self.drop_oldest(first..first + count);
-        if (self.next - self.oldest) as usize == MAX_BLOCKS {
+        if (self.next - self.oldest) as usize == self.most_blocks {
             self.drop_first();
         }
-        if self.ops.len() > FEW_OPS && self.ops.capacity() < MAX_OPS_KEPT {
-            self.ops.reserve_exact(MAX_OPS_KEPT - self.ops.len());
-            self.blocks.reserve_exact(MAX_BLOCKS - self.blocks.len());
+        if self.ops.len() > FEW_OPS && self.ops.capacity() < self.most_ops {
+            self.ops.reserve_exact(self.most_ops - self.ops.len());
+            self.blocks.reserve_exact(self.most_blocks - self.blocks.len());
         }
         first
     }
 
     /// Drops the oldest blocks as far as their operations begin in `range`. (Those of this turn lie in front of it.)
     fn drop_oldest(&mut self, range: core::ops::Range<usize>) {
-        while self.oldest != self.next && range.contains(&(self.blocks[slot(self.oldest)].first as usize)) {
+        while self.oldest != self.next
+            && range.contains(&(self.blocks[self.slot(self.oldest)].first as usize))
+        {
             self.drop_first();
         }
     }
@@ -334,16 +352,13 @@ impl BlockCache {
     }
 }
 
-/// Bytes of a full cache: rings, hash tables, arrays.
-pub const MOST_BYTES: usize = MAX_OPS_KEPT * size_of::<Op<SoftCore>>()
-    + MAX_BLOCKS * (size_of::<Block>() + 2 * (size_of::<BlockId>() + 1))
-    + JUMPS * size_of::<Jump>()
-    + PAST * size_of::<Past>();
-
-impl Default for BlockCache {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Bytes of a full cache of one of `vcpus`: rings, hash tables, arrays.
+pub const fn most_bytes(vcpus: usize) -> usize {
+    let (ops, blocks) = sizes(vcpus);
+    ops * size_of::<Op<SoftCore>>()
+        + blocks * (size_of::<Block>() + 2 * (size_of::<BlockId>() + 1))
+        + JUMPS * size_of::<Jump>()
+        + PAST * size_of::<Past>()
 }
 
 /// Writes to `ring` from `at` on, where it goes on or has been.
@@ -369,7 +384,8 @@ mod tests {
     #[test]
     fn rings_keep_what_is_newest() {
         let mode = ModeKey(0);
-        let mut cache = BlockCache::new();
+        let mut cache = BlockCache::new(3);
+        let (most_ops, most_blocks) = sizes(3);
         let place = |n: u64| n * 24;
         let (mut ids, mut total) = (Vec::new(), 0);
         for n in 0..100_000u64 {
@@ -384,9 +400,9 @@ mod tests {
             if n % 1000 == 999 {
                 cache.drop_page(place(n - 500) >> 12);
             }
-            assert!(cache.ops.len() <= MAX_OPS_KEPT && cache.blocks.len() <= MAX_BLOCKS);
+            assert!(cache.ops.len() <= most_ops && cache.blocks.len() <= most_blocks);
         }
-        assert!(total > 4 * MAX_OPS_KEPT);
+        assert!(total > 4 * most_ops);
         let mut kept = 0;
         for (n, id) in ids.iter().enumerate() {
             let found = cache.find(place(n as u64), mode);
@@ -413,11 +429,12 @@ mod tests {
     #[test]
     fn heat_outlives_a_block_that_had_to_go() {
         let mode = ModeKey(1);
-        let mut cache = BlockCache::new();
+        let mut cache = BlockCache::new(3);
+        let most_blocks = sizes(3).1;
         let op = [Op::new(nothing)];
         let id = cache.insert(0x1000, mode, &op, None);
         (0..20).for_each(|_| _ = cache.warm(id));
-        (0..MAX_BLOCKS as u64).for_each(|n| _ = cache.insert(0x10_0000 + n, mode, &op, None));
+        (0..most_blocks as u64).for_each(|n| _ = cache.insert(0x10_0000 + n, mode, &op, None));
         assert!(cache.get(id).is_none());
         let again = cache.insert(0x1000, mode, &op, None);
         assert_eq!((cache.heat(0x1000, mode), cache.warm(again).map(|w| w.0)), (20, Some(21)));

@@ -46,5 +46,7 @@ pub use lockstep::Report;
 pub use mixed::may_change_code;
 pub use run::SoftVcpu;
 
-/// Bytes of a vCPU, its translator's apart: what it may come to have resident.
-pub const VCPU_BYTES: usize = cache::MOST_BYTES + walked::BYTES + size_of::<SoftCore>();
+/// Bytes of one of `vcpus`, its translator's apart: what it may come to have resident.
+pub const fn vcpu_bytes(vcpus: usize) -> usize {
+    cache::most_bytes(vcpus) + walked::BYTES + size_of::<SoftCore>()
+}

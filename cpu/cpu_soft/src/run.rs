@@ -69,9 +69,10 @@ impl SoftVcpu {
         translator: Option<Box<dyn Translator>>,
         wait_for_sipi: bool,
     ) -> Self {
+        let cache = BlockCache::new(core.shared.vcpus.len());
         Self {
             core,
-            cache: BlockCache::new(),
+            cache,
             builder: Builder::default(),
             translator,
             lockstep: None,

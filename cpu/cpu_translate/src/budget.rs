@@ -21,9 +21,9 @@ const MOST_CODE: usize = 20 * MIB;
 /// Least code.
 const LEAST_CODE: usize = 2 * MIB;
 /// Records beside a MiB of code. Debian has 4,600, 8,900 and 2,000.
-const SITES: usize = 6 << 10;
-const EXITS: usize = 11 << 10;
-const BLOCKS: usize = 3 << 10;
+const SITES: usize = 11 << 9;
+const EXITS: usize = 10 << 10;
+const BLOCKS: usize = 5 << 9;
 /// Bytes of a block in the hash tables: they are not full.
 const BLOCK_IN_TABLES: usize = 16;
 /// Bytes of what comes with a MiB of code, itself included.
@@ -50,7 +50,8 @@ impl Budget {
     pub fn of(vcpus: usize) -> Self {
         let vcpus = vcpus.max(1);
         let all = FIRST_BYTES - VM_BYTES + (vcpus - 1) * FURTHER_BYTES;
-        let mine = (all / vcpus).saturating_sub(cpu_soft::VCPU_BYTES + OTHER_BYTES + TABLES * TABLE_BYTES);
+        let mine =
+            (all / vcpus).saturating_sub(cpu_soft::vcpu_bytes(vcpus) + OTHER_BYTES + TABLES * TABLE_BYTES);
         // Whole pages.
         let code = mine * (MIB / PAGE) / BYTES_PER_MIB * PAGE;
         Self::with_code(code.clamp(LEAST_CODE, MOST_CODE))
@@ -80,12 +81,12 @@ mod tests {
     #[test]
     fn any_number_of_vcpus_stays_within_what_was_promised() {
         for vcpus in 1..=256 {
-            let each = Budget::of(vcpus).bytes() + cpu_soft::VCPU_BYTES + OTHER_BYTES;
+            let each = Budget::of(vcpus).bytes() + cpu_soft::vcpu_bytes(vcpus) + OTHER_BYTES;
             let most = (64 + 16 * (vcpus - 1)) << 20;
             assert!(VM_BYTES + vcpus * each <= most, "{vcpus} vCPUs of {each} bytes");
         }
         let code = [1, 2, 4, 8, 256].map(|n| Budget::of(n).code >> 10);
-        println!("KiB of code: {code:?}, a vCPU's other memory {} KiB", cpu_soft::VCPU_BYTES >> 10);
+        println!("KiB of code: {code:?}, a vCPU's other memory {} KiB", cpu_soft::vcpu_bytes(2) >> 10);
         assert_eq!(code[0], 20 << 10);
         assert!(code.is_sorted_by(|more, less| more >= less) && code[4] > 2 << 10);
     }
