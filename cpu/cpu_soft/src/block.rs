@@ -3,7 +3,6 @@
 use crate::core::SoftCore;
 use crate::mixed::may_change_code;
 use crate::shared::Watch;
-use alloc::vec;
 use alloc::vec::Vec;
 use x86_decode::{Decoded, FlowControl, Instruction};
 use x86_defs::Exception;
