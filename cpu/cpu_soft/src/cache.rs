@@ -242,7 +242,7 @@ impl BlockCache {
         let mut renamed = vec![None; self.blocks.len()];
         let (mut kept, mut ops, mut originals) = (0, 0, 1);
         // They lie in the order of their numbers: what is kept moves down.
-        for n in 0..self.blocks.len() {
+        for (n, renamed) in renamed.iter_mut().enumerate() {
             let mut b = self.blocks[n];
             if !b.live || u32::from(b.recent) < least {
                 continue;
@@ -258,7 +258,7 @@ impl BlockCache {
             }
             b.recent = 0;
             self.blocks[kept] = b;
-            renamed[n] = Some(kept as BlockId);
+            *renamed = Some(kept as BlockId);
             kept += 1;
         }
         self.arena.truncate(ops);
