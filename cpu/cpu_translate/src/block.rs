@@ -24,14 +24,13 @@ use x86_emulate::{Op, integer, vector, x87};
 pub const MAX_INSTRUCTIONS: usize = 96;
 /// Most superblocks have no more.
 const TYPICAL_INSTRUCTIONS: usize = 32;
-const MAX_CHECKED: usize = 32;
 const MAX_BRANCHES: usize = 12;
 /// One that is not hot: it has less of what others have, too.
 pub const LUKEWARM: Extent = Extent { instructions: 32, branches: 4, calls: 1 };
 /// One that is.
 pub const HOT: Extent = Extent { instructions: MAX_INSTRUCTIONS, branches: MAX_BRANCHES, calls: MAX_CALLS };
 /// One that checks itself.
-const CHECKED: Extent = Extent { instructions: MAX_CHECKED, ..HOT };
+const CHECKED: Extent = Extent { instructions: 32, ..HOT };
 /// Instructions behind a jump or call that is followed.
 const MAX_FOLLOWED: usize = 40;
 /// Calls that are followed at the same time.
@@ -56,10 +55,12 @@ pub struct Extent {
 impl Extent {
     /// For `place`; `hot`: its code is hot.
     pub fn of(place: &Place, hot: bool) -> Self {
-        match () {
-            () if place.checks_itself => CHECKED,
-            () if hot => HOT,
-            () => LUKEWARM,
+        if place.checks_itself {
+            CHECKED
+        } else if hot {
+            HOT
+        } else {
+            LUKEWARM
         }
     }
 }
@@ -179,7 +180,10 @@ pub fn translate(
         core.ram().load_bytes(next.at, &mut bytes);
         bytes
     });
-    let extent = Extent::of(place, hot);
+    let name = (place.linear, place.at, key);
+    let guesses = engine.feedback.begin(name, hot);
+    // What was hot before its page was written still is.
+    let extent = Extent::of(place, guesses.is_some());
     let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), heat, extent);
     elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), wide, key & CAREFUL != 0);
     let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
@@ -188,8 +192,6 @@ pub fn translate(
     if source.items.is_empty() && source.closing.is_none() {
         return None;
     }
-    let name = (place.linear, place.at, key);
-    let guesses = engine.feedback.begin(name, hot);
     if guesses.is_some() {
         chain::find_chains(&mut source.items);
         let guesses = |i: &Item| i.chained && i.operand.is_none_or(|m| m.first);
