@@ -1,4 +1,4 @@
-//! Memory for emitted code: one anonymous file mapped twice, once writable and once executable (W^X).
+//! Memory for emitted code: shared pages mapped twice, once writable and once executable (W^X).
 //!
 //! It is filled from the front; when it is full the owner drops everything and starts again. The guest
 //! cannot name it: guest addresses reach offsets of guest RAM only.
@@ -19,43 +19,39 @@ unsafe impl Send for CodeMemory {}
 
 impl CodeMemory {
     /// `len` bytes (whole pages); pages cost memory when they are first used.
+    ///
+    /// Shared memory without a file of ours: `perf` looks for names of code (`journal.rs`) in such, and not in a memfd
+    /// (Linux, tools/perf/util/map.c, `is_anon_memory`).
     pub fn new(len: usize) -> io::Result<Self> {
-        // SAFETY: plain system calls; every result is checked, and the descriptor is closed once.
-        unsafe {
-            let name = c"bedplate-code".as_ptr();
-            let mut fd = libc::memfd_create(name, libc::MFD_CLOEXEC | libc::MFD_EXEC);
-            if fd < 0 {
-                // Kernels before 6.3 do not know MFD_EXEC.
-                fd = libc::memfd_create(name, libc::MFD_CLOEXEC);
-            }
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let result = Self::map(fd, len);
-            libc::close(fd);
-            result
-        }
-    }
-
-    fn map(fd: i32, len: usize) -> io::Result<Self> {
-        let one = |protection| -> io::Result<NonNull<u8>> {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            let p = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
-            match NonNull::new(p.cast::<u8>()) {
-                Some(at) if p != libc::MAP_FAILED => Ok(at),
-                _ => Err(io::Error::last_os_error()),
-            }
+        let checked = |p: *mut libc::c_void| match NonNull::new(p.cast::<u8>()) {
+            Some(at) if p != libc::MAP_FAILED => Ok(at),
+            _ => Err(io::Error::last_os_error()),
         };
-        // SAFETY: the descriptor is ours.
-        if unsafe { libc::ftruncate(fd, len as i64) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let writable = one(libc::PROT_READ | libc::PROT_WRITE)?;
-        match one(libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(executable) => Ok(Self { writable, executable, len, used: 0 }),
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let executable = checked(unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) })?;
+        // The same pages once more: that is what an old length of 0 means (mremap(2)).
+        // SAFETY: nothing is moved.
+        let again = unsafe { libc::mremap(executable.as_ptr().cast(), 0, len, libc::MREMAP_MAYMOVE) };
+        let writable = checked(again).and_then(|at| {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: it was just mapped, and nothing refers to it.
+            match unsafe { libc::mprotect(again, len, protection) } {
+                0 => Ok(at),
+                _ => {
+                    let error = io::Error::last_os_error();
+                    // SAFETY: as above.
+                    unsafe { libc::munmap(again, len) };
+                    Err(error)
+                }
+            }
+        });
+        match writable {
+            Ok(writable) => Ok(Self { writable, executable, len, used: 0 }),
             Err(error) => {
-                // SAFETY: it was just mapped, and nothing refers to it.
-                unsafe { libc::munmap(writable.as_ptr().cast(), len) };
+                // SAFETY: as above.
+                unsafe { libc::munmap(executable.as_ptr().cast(), len) };
                 Err(error)
             }
         }
@@ -129,5 +125,40 @@ impl Drop for CodeMemory {
             libc::munmap(self.writable.as_ptr().cast(), self.len);
             libc::munmap(self.executable.as_ptr().cast(), self.len);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What /proc/self/maps says of `address`.
+    fn mapping(address: u64) -> String {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let holds = |line: &&str| {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            range.is_some_and(|(from, to)| (number(from)..number(to)).contains(&address))
+        };
+        maps.lines().find(holds).unwrap_or_default().to_string()
+    }
+
+    #[test]
+    fn pages_are_the_same_and_never_both_writable_and_executable() {
+        let mut memory = CodeMemory::new(0x4000).unwrap();
+        memory.append(&[0xC3; 5]);
+        // SAFETY: it is readable there.
+        assert_eq!(unsafe { (memory.start() as *const [u8; 5]).read() }, [0xC3; 5]);
+        let (code, data) = (mapping(memory.start()), mapping(memory.writable.as_ptr() as u64));
+        assert!(code.contains(" r-xs "), "{code}");
+        assert!(data.contains(" rw-s "), "{data}");
+    }
+
+    /// By this name `perf` takes memory for such as a map names.
+    #[test]
+    fn perf_looks_for_names() {
+        let memory = CodeMemory::new(0x1000).unwrap();
+        let code = mapping(memory.start());
+        assert!(code.contains(" /dev/zero"), "{code}");
     }
 }

@@ -49,8 +49,7 @@ use x86_defs::cpuid::FeatureSet;
 /// Times that the interpreter runs a block before it is translated.
 pub const THRESHOLD: u32 = 16;
 
-/// Whether this host lets a process make code: it may forbid memory files (`vm.memfd_noexec`) or executable mappings
-/// (SELinux' `execmem`).
+/// Whether this host lets a process make code: it may forbid executable mappings (SELinux' `execmem`).
 ///
 /// # Errors
 /// What the kernel answered.

@@ -9,8 +9,8 @@
 use crate::Thread;
 use libc::{
     AF_INET, AF_INET6, CLONE_THREAD, CLONE_VM, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_OFD_GETLK, F_OFD_SETLK,
-    FIONBIO, MFD_CLOEXEC, MFD_EXEC, PR_SET_NAME, PR_SET_VMA, PROT_EXEC, PROT_WRITE, TCGETS, TCGETS2, TCSETS,
-    TCSETS2, TCSETSF, TCSETSW,
+    FIONBIO, PR_SET_NAME, PR_SET_VMA, PROT_EXEC, PROT_WRITE, TCGETS, TCGETS2, TCSETS, TCSETS2, TCSETSF,
+    TCSETSW,
 };
 use syscalls::Sysno;
 
@@ -68,8 +68,6 @@ const KVM: When = Bits(1, 0xFF00, 0xAE00);
 const NOT_EXECUTABLE: When = Bits(2, PROT_EXEC as u64, 0);
 /// Executable, and not writable: the translator's code (W^X).
 const EXECUTABLE: When = Bits(2, (PROT_EXEC | PROT_WRITE) as u64, PROT_EXEC as u64);
-/// Kernels before 6.3 do not know MFD_EXEC.
-const CODE_FILE: When = One(1, &[(MFD_CLOEXEC | MFD_EXEC) as u64, MFD_CLOEXEC as u64]);
 /// asm/prctl.h
 const ARCH_SET_GS: u64 = 0x1001;
 const A_THREAD: When = Bits(0, (CLONE_THREAD | CLONE_VM) as u64, (CLONE_THREAD | CLONE_VM) as u64);
@@ -87,7 +85,7 @@ pub const TABLE: &[Row] = &[
     row(Sysno::mmap,             ALL, NOT_EXECUTABLE, "memory"),
     row(Sysno::mprotect,         ALL, NOT_EXECUTABLE, "the allocator grows"),
     row(Sysno::munmap,           ALL, Any, "memory"),
-    row(Sysno::mremap,           ALL, Any, "the allocator moves"),
+    row(Sysno::mremap,           ALL, Any, "the allocator moves; the translator's code"),
     row(Sysno::madvise,          ALL, Any, "memory goes back"),
     row(Sysno::brk,              ALL, Any, "the allocator grows"),
     row(Sysno::getrandom,        ALL, Any, "hash keys, the guest's entropy"),
@@ -128,8 +126,7 @@ pub const TABLE: &[Row] = &[
     // Engines.
     row(Sysno::ioctl,            DEVICES | WATCH, KVM, "KVM: vCPUs, interrupts"),
     row(Sysno::mmap,             MAIN, EXECUTABLE, "the translator's code, when a VM moves to it"),
-    row(Sysno::memfd_create,     MAIN, CODE_FILE, "the translator's code, when a VM moves to it"),
-    row(Sysno::ftruncate,        MAIN, Any, "the translator's code; images and saves"),
+    row(Sysno::ftruncate,        MAIN, Any, "images and saves"),
     row(Sysno::arch_prctl,       VCPU, One(0, &[ARCH_SET_GS]), "the translator's base register"),
     row(Sysno::eventfd2,         DEVICES, Any, "doorbells"),
     row(Sysno::pread64,          MAIN | VCPU | EVENTS | CONTROL | WATCH, Any, "KVM's statistics"),

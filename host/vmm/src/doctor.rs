@@ -90,7 +90,7 @@ fn translator(probe: io::Result<()>) -> Finding {
         Err(error) => bad(
             "translator",
             format!("engine soft interprets everything: this host lets no program make code ({error})"),
-            Some("sysctl vm.memfd_noexec=0; with SELinux: allow execmem for this program"),
+            Some("with SELinux: allow execmem for this program"),
         ),
     }
 }
