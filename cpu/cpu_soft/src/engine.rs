@@ -4,7 +4,7 @@ use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::{HardwareEngine, HardwarePartition};
 use crate::lockstep::{Lockstep, Report};
 use crate::msr::EngineMsrs;
-use crate::run::SoftVcpu;
+use crate::run::{SLICE, SoftVcpu};
 use crate::shared::{Shared, VcpuShared, attention};
 use crate::tlb::Tlb;
 use crate::translate::{Hot, TranslatorFactory};
@@ -29,6 +29,7 @@ pub const MAX_VCPUS: u32 = 254;
 /// The engine. It has no state of its own.
 #[derive(Clone, Default)]
 pub struct SoftHypervisor {
+    slice: Option<u32>,
     translators: Option<Arc<dyn TranslatorFactory>>,
     hardware: Option<Arc<dyn HardwareEngine>>,
     lockstep: Option<Report>,
@@ -47,6 +48,12 @@ impl SoftHypervisor {
     /// Differences, and at the end how much was compared, go to `report`.
     pub fn in_lockstep(factory: Arc<dyn TranslatorFactory>, report: Report) -> Self {
         Self { lockstep: Some(report), ..Self::translating(factory) }
+    }
+    /// Looks at the clock every `instructions`, or behind the block that they end in, instead of every 16,384: for tests
+    /// that want interrupts everywhere.
+    #[must_use]
+    pub fn with_slice(self, instructions: u32) -> Self {
+        Self { slice: Some(instructions), ..self }
     }
     /// Lets a processor with virtualization run guest code; the interpreter does what that hands back.
     pub fn on_hardware(engine: Arc<dyn HardwareEngine>) -> Self {
@@ -85,6 +92,7 @@ impl Hypervisor for SoftHypervisor {
             translators,
             hardware,
             lockstep,
+            slice: self.slice.map_or(SLICE, i64::from),
             ..SoftPartition::of(Shared::new(layout))
         }))
     }
@@ -96,11 +104,12 @@ pub struct SoftPartition {
     translators: Option<Arc<dyn TranslatorFactory>>,
     hardware: Option<Box<dyn HardwarePartition>>,
     lockstep: Option<Report>,
+    slice: i64,
 }
 
 impl SoftPartition {
     pub(crate) fn of(shared: Arc<Shared>) -> Self {
-        Self { shared, translators: None, hardware: None, lockstep: None }
+        Self { shared, translators: None, hardware: None, lockstep: None, slice: SLICE }
     }
 
     /// vCPU `id`, which others see as `me`.
@@ -129,7 +138,9 @@ impl SoftPartition {
         let translator = self.translators.as_ref();
         let (features, vcpus) = (core.shared.model.features, core.shared.vcpus.len());
         let translator = translator.and_then(|t| t.create(&core.ram, features, vcpus));
-        SoftVcpu::with_core(Box::new(core), translator, id != 0)
+        let mut vcpu = SoftVcpu::with_core(Box::new(core), translator, id != 0);
+        vcpu.slice = self.slice;
+        vcpu
     }
 }
 

@@ -24,7 +24,7 @@ use x86_emulate::system::interrupts::{self, Kind, Outcome};
 use x86_emulate::{Cpu, Fault, ModeKey, Op, Step};
 
 /// Instructions between two looks at the clock.
-const SLICE: i64 = 16_384;
+pub(crate) const SLICE: i64 = 16_384;
 /// Bytes that most blocks fit in.
 const FEW_BYTES: usize = 96;
 
@@ -47,6 +47,8 @@ pub struct SoftVcpu {
     pub(crate) shutdown: bool,
     /// Instructions executed.
     pub(crate) instructions: u64,
+    /// Instructions between two looks at the clock and at what others want.
+    pub(crate) slice: i64,
     /// Guest time of the last look at the clock, while `run` is under way.
     looked_at: GuestNs,
 }
@@ -82,6 +84,7 @@ impl SoftVcpu {
             interrupt: None,
             shutdown: false,
             instructions: 0,
+            slice: SLICE,
             looked_at: 0,
         }
     }
@@ -307,7 +310,7 @@ impl SoftVcpu {
         if self.hardware.is_some() {
             return self.execute_on_hardware();
         }
-        let mut budget = SLICE;
+        let mut budget = self.slice;
         loop {
             let mode = self.core.cpu.mode;
             if self.core.cpu.interrupt_shadow || mode.0 & ONE_BY_ONE != 0 {

@@ -1,8 +1,9 @@
 //! Random programs: translated code and the interpreter must leave the same registers and memory.
 //!
-//! Three kinds, as many of each as `PROGRAMS` says. `system.rs`: programs as kernels are. `program.rs`: straight code with
-//! short forward branches, calls and memory operands near page ends; it ends with HLT or in the stub of an exception. There
-//! is 64-bit code and 32-bit code of it, the latter in compatibility mode and in every kind of paging.
+//! `PROGRAMS` says how many of each kind. `program.rs`: straight code with short forward branches, calls and memory operands
+//! near page ends; it ends with HLT or in the stub of an exception. `systems.rs`: programs as kernels are, in 64-bit and in
+//! 32-bit code, and once more with interrupts between any two blocks. 32-bit code is straight in compatibility mode
+//! and in every kind of paging.
 //! Flags that the manual leaves undefined are overwritten before anything reads them; a page fault's frame may show other
 //! arithmetic flags (ADR 6). A failing case is one number: `SEED=n`.
 
@@ -11,6 +12,8 @@
 mod harness;
 mod program;
 mod system;
+mod system32;
+mod systems;
 
 use cpu_soft::SoftHypervisor;
 use harness::{CODE, DATA, GDT, Guest, KERNEL_STACK, RAM_BYTES, Random, STACK, Stop, TABLES, Tables, guest};
@@ -19,7 +22,6 @@ use hypervisor::state::X87State;
 use program::Program;
 use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
-use system::System;
 use x86_defs::control::*;
 use x86_defs::flags::{AF, STATUS};
 use x86_defs::paging::{PTE_P, PTE_U, PTE_W};
@@ -88,23 +90,13 @@ impl Side {
             guest = guest.into_user64();
         } else {
             guest.idt32();
-            let mut s = guest::protected_state();
-            s.cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
-            s.xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
-            let tables = match mode {
-                Mode::Pae => Some(Tables::pae(&guest.ram)),
-                Mode::Legacy => Some(Tables::legacy(&guest.ram)),
-                _ => None,
+            let mut s = match mode {
+                Mode::Pae => paged_state(&guest, &mut Tables::pae(&guest.ram), mode),
+                Mode::Legacy => paged_state(&guest, &mut Tables::legacy(&guest.ram), mode),
+                _ => guest::protected_state(),
             };
-            if let Some(mut tables) = tables {
-                tables.identity(RAM_BYTES, PTE_P | PTE_W | PTE_U);
-                s.cr3 = tables.root;
-                if mode == Mode::Pae {
-                    s.pdpte = std::array::from_fn(|n| guest.ram.load(tables.root + 8 * n as u64));
-                }
-                s.cr0 |= CR0_PG | CR0_WP;
-                s.cr4 |= if mode == Mode::Pae { CR4_PAE } else { 0 };
-            }
+            s.cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+            s.xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
             guest.vcpu.restore(&s).unwrap();
         }
         if mode.bits() == 32 {
@@ -168,6 +160,21 @@ impl Side {
     }
 }
 
+/// Paging with all of RAM where it is, for everybody; `mode` is `Pae` or `Legacy`.
+fn paged_state(guest: &Guest, tables: &mut Tables, mode: Mode) -> VcpuState {
+    let mut s = guest::protected_state();
+    tables.identity(RAM_BYTES, PTE_P | PTE_W | PTE_U);
+    s.cr0 |= CR0_PG | CR0_WP;
+    s.cr3 = tables.root;
+    s.cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
+    s.xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX;
+    if mode == Mode::Pae {
+        s.cr4 |= CR4_PAE;
+        s.pdpte = std::array::from_fn(|n| guest.ram.load(tables.root + 8 * n as u64));
+    }
+    s
+}
+
 fn seeds() -> Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     match number("SEED") {
@@ -214,91 +221,4 @@ fn end_alike(mode: Mode, of: u64, first: u64) {
         }
     }
     println!("{mode:?}: {programs} programs, {instructions} instructions, {faults} ended in an exception");
-}
-
-/// A guest for programs of the system's kind.
-struct Machine {
-    guest: Guest,
-    fresh: VcpuState,
-    /// Of the pages whose mappings change.
-    table: u64,
-}
-
-impl Machine {
-    fn new(engine: &SoftHypervisor) -> Self {
-        let mut g = Guest::with_engine("max", engine);
-        let mut tables = Tables::long(&g.ram);
-        tables.identity(RAM_BYTES, PTE_P | PTE_W | PTE_U);
-        g.long_with(&tables);
-        let mut guest = g.with_x2apic();
-        let table = system::prepare(&mut guest, &mut tables);
-        let mut fresh = guest.state();
-        system::state(&mut fresh);
-        Self { guest, fresh, table }
-    }
-
-    /// Runs it: how it ended, what it left in registers and in memory, and how many page faults, interrupts and calls
-    /// there were.
-    fn run(&mut self, p: &System) -> (Stop, VcpuState, Vec<u8>) {
-        let g = &mut self.guest;
-        p.load(g);
-        g.vcpu.restore(&p.start(&self.fresh)).unwrap();
-        let stop = g.run();
-        let mut state = g.state();
-        // Flags of a fault that nothing reads; what the exceptions' stack holds of them.
-        state.rflags &= !STATUS;
-        let mut memory = Vec::new();
-        for (at, len) in system::COMPARED {
-            let from = memory.len();
-            memory.resize(from + len as usize, 0);
-            g.ram.load_bytes(at, &mut memory[from..]);
-        }
-        (stop, state, memory)
-    }
-}
-
-#[test]
-fn random_systems_end_alike() {
-    systems_end_alike(&harness::translator(), 1);
-}
-
-/// Where translations are dropped, all at once, some times in each program.
-#[test]
-fn random_systems_end_alike_in_little_room() {
-    let crowded = cpu_translate::Crowded(cpu_translate::Factory { threshold: 0 });
-    systems_end_alike(&SoftHypervisor::translating(std::sync::Arc::new(crowded)), 4);
-}
-
-/// Every `of`-th system.
-fn systems_end_alike(engine: &SoftHypervisor, of: u64) {
-    let mut reference = Machine::new(&SoftHypervisor::interpreter());
-    let mut translator = Machine::new(engine);
-    assert_eq!(reference.table, translator.table);
-    let mut counts = [0u64; 4];
-    for seed in seeds().filter(|seed| seed % of == 0 || seeds().count() == 1) {
-        let p = System::random(&mut Random(seed.wrapping_mul(0xA24B_AED4_963E_E407)), reference.table);
-        let want = reference.run(&p);
-        let got = translator.run(&p);
-        for (count, seen) in counts.iter_mut().zip(system::counters(&reference.guest)) {
-            *count += u64::from(seen);
-        }
-        if want != got {
-            let both = want.2.iter().zip(&got.2).enumerate();
-            let differ: Vec<_> = both.filter(|(_, (a, b))| a != b).take(32).collect();
-            let pages = system::COMPARED;
-            panic!(
-                "SEED={seed} {}\nmemory differs at {differ:x?} of {pages:x?}\ninterpreter {:x?} {:x?}\ntranslator  {:x?} {:x?}",
-                p.listing(),
-                want.0,
-                want.1,
-                got.0,
-                got.1
-            );
-        }
-    }
-    let [faults, interrupts, gates, calls] = counts;
-    println!(
-        "{faults} page faults mended, {interrupts} interrupts, {gates} through gates, {calls} system calls"
-    );
-    assert!(seeds().count() < 400 || counts.iter().all(|n| *n > 0));
 }

@@ -4,7 +4,7 @@
 //! Exceptions and interrupts have a stack of their own (IST 1), which is not compared: a frame may show flags that nothing reads,
 //! and an interrupt may come in between any two blocks.
 
-use super::harness::guest::to_user64;
+use super::harness::guest::{to_user32, to_user64};
 use super::harness::*;
 use super::program::{self, value};
 use crate::asm;
@@ -17,31 +17,33 @@ use x86_defs::{flags, msr};
 
 /// Pages whose mappings change.
 pub const WINDOW: u64 = 0x60_0000;
-const WINDOW_PAGES: u64 = 8;
+pub const WINDOW_PAGES: u64 = 8;
 /// RAM behind them. The last page of the window starts as another name of the code's first.
-const FRAMES: u64 = 0x2A_0000;
+pub const FRAMES: u64 = 0x2A_0000;
 /// The program's own variables: never a random instruction's.
 const OWN: u64 = DATA + 0x8000;
 /// What the page-fault handler puts into the window's page table.
-const DESIRED: u64 = OWN;
+pub const DESIRED: u64 = OWN;
 /// Counters: page faults, interrupts, system calls, then those of loops.
-const COUNTERS: u64 = OWN + 0x100;
+pub const COUNTERS: u64 = OWN + 0x100;
 /// Addresses of the subroutines.
-const TABLE: u64 = OWN + 0x200;
+pub const TABLE: u64 = OWN + 0x200;
 /// A far pointer to 32-bit code.
-const FAR: u64 = OWN + 0x300;
+pub const FAR: u64 = OWN + 0x300;
 /// Handlers lie here, 0x80 bytes each; behind them the 32-bit code.
-const HANDLERS: u64 = CODE + 0x6000;
+pub const HANDLERS: u64 = CODE + 0x6000;
 const FAR_CODE: u64 = HANDLERS + 0x800;
 /// Subroutines lie here, one a page.
 const SUBROUTINES: u64 = CODE + 0x2000;
-const SUBROUTINE_COUNT: u64 = 3;
+pub const SUBROUTINE_COUNT: u64 = 3;
 /// Stack of exceptions and interrupts.
 const IST: u64 = 0x2_C000;
-const IRQ: u8 = 0x41;
-const CALL_GATE: u8 = 0x80;
+pub const IRQ: u8 = 0x41;
+pub const CALL_GATE: u8 = 0x80;
+/// Counters of what programs did: writes to code, changes of mappings, loads of CR3, INVLPG.
+pub const DONE: u64 = OWN + 0x340;
 /// Where a subroutine starts: `mov eax, imm32`, whose immediate others write.
-const PATCHED: u64 = 1;
+pub const PATCHED: u64 = 1;
 
 /// What is compared: code, stacks, data, variables.
 pub const COMPARED: [(u64, u64); 4] =
@@ -49,11 +51,13 @@ pub const COMPARED: [(u64, u64); 4] =
 
 /// See the module's header.
 pub struct System {
+    /// 64 or 32.
+    pub bits: u32,
     pub user: bool,
     pub offset: u64,
     pub gpr: [u64; 16],
-    parts: Vec<(u64, Vec<u8>)>,
-    data: Vec<u8>,
+    pub parts: Vec<(u64, Vec<u8>)>,
+    pub data: Vec<u8>,
 }
 
 /// Where the window's page table is, once the guest's tables are made.
@@ -74,9 +78,21 @@ pub fn prepare(g: &mut Guest, tables: &mut Tables) -> u64 {
     table
 }
 
-/// Page faults that were mended, interrupts, calls of the gate, system calls.
-pub fn counters(g: &Guest) -> [u32; 4] {
-    std::array::from_fn(|n| g.get32(COUNTERS + 4 * n as u64))
+/// What [`counters`] counts.
+pub const COUNTED: [&str; 8] = [
+    "page faults mended",
+    "interrupts",
+    "calls of a gate",
+    "system calls",
+    "writes to code",
+    "changed mappings",
+    "loads of CR3",
+    "INVLPG",
+];
+
+/// What a program did.
+pub fn counters(g: &Guest) -> [u32; 8] {
+    std::array::from_fn(|n| g.get32(if n < 4 { COUNTERS } else { DONE - 16 } + 4 * n as u64))
 }
 
 /// Registers of the system's that programs count on.
@@ -88,12 +104,33 @@ pub fn state(s: &mut VcpuState) {
     s.msrs.sort_unstable();
 }
 
-fn entry(r: &mut Random) -> u64 {
-    (FRAMES + (r.below(WINDOW_PAGES) << 12)) | PTE_P | PTE_W | PTE_U
+/// Where subroutine `n` starts.
+pub fn subroutine(n: u64) -> u64 {
+    SUBROUTINES + (n << 12) + [0x10, 0xFE8, 0xFFC][n as usize]
+}
+
+/// A mapping that allows everything.
+pub fn entry_of(page: u64) -> u64 {
+    page | PTE_P | PTE_W | PTE_U
+}
+
+pub fn entry(r: &mut Random) -> u64 {
+    entry_of(FRAMES + (r.below(WINDOW_PAGES) << 12))
+}
+
+/// What a page of the window is meant to be, and what its table says at first.
+pub fn new_entry(r: &mut Random) -> (u64, u64) {
+    let desired = entry(r);
+    let now = match r.below(4) {
+        0 => 0,
+        1 => desired & !PTE_W,
+        _ => desired,
+    };
+    (desired, now)
 }
 
 /// Somewhere in the window or the data, often near the end of a page.
-fn place(r: &mut Random) -> u64 {
+pub fn place(r: &mut Random) -> u64 {
     let page = if r.one_in(3) { DATA } else { WINDOW + (r.below(WINDOW_PAGES - 2) << 12) };
     match r.below(5) {
         0..=2 => (page + r.below(0x1000)) & !15,
@@ -123,7 +160,7 @@ impl System {
         r.fill(&mut data);
         let mut parts = handlers(table);
         for n in 0..SUBROUTINE_COUNT {
-            let at = SUBROUTINES + (n << 12) + [0x10, 0xFE8, 0xFFC][n as usize];
+            let at = subroutine(n);
             let mut w = Writer::new(r, table, user, 20 + n);
             w.a.mov(eax, 0x1111u32).unwrap();
             (0..w.r.below(4)).for_each(|_| w.instruction());
@@ -143,19 +180,21 @@ impl System {
         w.a.hlt().unwrap();
         parts.push((start, w.a.assemble(start).unwrap()));
         for n in 0..WINDOW_PAGES {
-            let frame = if n == WINDOW_PAGES - 1 { CODE | PTE_P | PTE_W | PTE_U } else { entry(r) };
+            let frame = if n == WINDOW_PAGES - 1 { entry_of(CODE) } else { entry(r) };
             parts.push((DESIRED + n * 8, frame.to_le_bytes().to_vec()));
             parts.push((table + n * 8, if r.one_in(4) { 0 } else { frame }.to_le_bytes().to_vec()));
         }
-        Self { user, offset, gpr, parts, data }
+        Self { bits: 64, user, offset, gpr, parts, data }
     }
 
     /// What it starts with.
     pub fn start(&self, fresh: &VcpuState) -> VcpuState {
         let mut s = fresh.clone();
         (s.gpr, s.rip) = (self.gpr, CODE + self.offset);
-        if self.user {
-            to_user64(&mut s);
+        match self.bits {
+            _ if !self.user => {}
+            64 => to_user64(&mut s),
+            _ => to_user32(&mut s),
         }
         s
     }
@@ -174,7 +213,7 @@ impl System {
     /// The program itself, for people.
     pub fn listing(&self) -> String {
         let (start, code) = &self.parts[self.parts.len() - 1 - 2 * WINDOW_PAGES as usize];
-        program::listing(64, *start, code)
+        program::listing(self.bits, *start, code)
     }
 }
 
@@ -338,7 +377,7 @@ impl<'a> Writer<'a> {
 
     fn call(&mut self) {
         let n = self.r.below(SUBROUTINE_COUNT);
-        let at = SUBROUTINES + (n << 12) + [0x10, 0xFE8, 0xFFC][n as usize];
+        let at = subroutine(n);
         match self.r.below(3) {
             0 => self.a.call(at).unwrap(),
             1 => {
@@ -352,11 +391,11 @@ impl<'a> Writer<'a> {
     /// Writes an immediate of code: of a subroutine, of the next instruction, or by the other name of the first page.
     fn patch(&mut self) {
         let byte = self.r.next() as u32 & 0xFF;
+        self.a.inc(dword_ptr(DONE)).unwrap();
         match self.r.below(3) {
             0 => {
                 let n = self.r.below(SUBROUTINE_COUNT);
-                let at = SUBROUTINES + (n << 12) + [0x10, 0xFE8, 0xFFC][n as usize] + PATCHED;
-                self.a.mov(byte_ptr(at), byte).unwrap();
+                self.a.mov(byte_ptr(subroutine(n) + PATCHED), byte).unwrap();
                 self.call();
             }
             1 => {
@@ -404,20 +443,16 @@ impl<'a> Writer<'a> {
     /// Another mapping of a page of the window, at once or by a fault, and what the processor knew of it is dropped.
     fn remap(&mut self) {
         let n = self.r.below(WINDOW_PAGES - 1);
-        let desired = entry(self.r);
-        let now = match self.r.below(4) {
-            0 => 0,
-            1 => desired & !PTE_W,
-            _ => desired,
-        };
+        let (desired, now) = new_entry(self.r);
         let a = &mut self.a;
         asm!(a; mov(rax, desired); mov(qword_ptr(DESIRED + n * 8), rax); mov(rax, now);
-            mov(qword_ptr(self.table + n * 8), rax););
+            mov(qword_ptr(self.table + n * 8), rax); inc(dword_ptr(DONE + 4)););
         if self.r.one_in(3) {
             let a = &mut self.a;
-            asm!(a; mov(rax, cr3); mov(cr3, rax););
+            asm!(a; mov(rax, cr3); mov(cr3, rax); inc(dword_ptr(DONE + 8)););
         } else {
-            self.a.invlpg(ptr(WINDOW + (n << 12))).unwrap();
+            let a = &mut self.a;
+            asm!(a; invlpg(ptr(WINDOW + (n << 12))); inc(dword_ptr(DONE + 12)););
         }
     }
 
@@ -432,7 +467,7 @@ impl<'a> Writer<'a> {
 }
 
 /// Instructions that move the stack, or could move it away.
-fn uses_stack(insn: &Instruction) -> bool {
+pub fn uses_stack(insn: &Instruction) -> bool {
     insn.is_stack_instruction()
         || (0..insn.op_count()).any(|i| {
             insn.op_kind(i) == OpKind::Register && insn.op_register(i).full_register() == Register::RSP

@@ -102,6 +102,11 @@ impl Guest {
 
     pub fn with_engine(model: &str, engine: &SoftHypervisor) -> Self {
         let (time, clock) = ManualTime::clock();
+        Self::with_clock(model, engine, time, clock)
+    }
+
+    /// `time` moves nothing if it is not the clock's.
+    pub fn with_clock(model: &str, engine: &SoftHypervisor, time: ManualTime, clock: GuestClock) -> Self {
         let ram = ram();
         let layout = PartitionLayout {
             ram: ram.clone(),
