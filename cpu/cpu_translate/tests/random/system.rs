@@ -210,10 +210,13 @@ impl System {
         self.parts.iter().for_each(|(at, bytes)| g.put(*at, bytes));
     }
 
-    /// The program itself, for people.
+    /// The subroutines and the program itself, for people.
     pub fn listing(&self) -> String {
-        let (start, code) = &self.parts[self.parts.len() - 1 - 2 * WINDOW_PAGES as usize];
-        program::listing(self.bits, *start, code)
+        let program = self.parts.len() - 1 - 2 * WINDOW_PAGES as usize;
+        let subroutines = (0..SUBROUTINE_COUNT).map(subroutine);
+        let subroutines = subroutines.flat_map(|at| self.parts.iter().find(|part| part.0 == at));
+        let all = subroutines.chain([&self.parts[program]]);
+        all.map(|(start, code)| program::listing(self.bits, *start, code) + "\n").collect()
     }
 }
 

@@ -172,6 +172,8 @@ impl<'a> Writer<'a> {
             if let Decoded::Instruction(insn) = decode(&bytes, 32, 0, FeatureSet::of(Feature::ALL))
                 && !uses_stack(&insn)
                 && insn.memory_index() == Register::None
+                // What interrupts leave below the stack pointer is nobody's business.
+                && insn.memory_base() != Register::ESP
             {
                 break (bytes, insn);
             }
