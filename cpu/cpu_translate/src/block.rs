@@ -8,7 +8,7 @@ use crate::chain;
 use crate::elide::{self, Member, Range};
 use crate::emit::{Emitter, Finished};
 use crate::engine::{Block, CAREFUL, Engine};
-use crate::feedback::Guesses;
+use crate::feedback::{Guesses, KnownWay};
 use crate::liveness::{self, Flags};
 use crate::plan::{self, Plan};
 use cpu_soft::SoftCore;
@@ -79,6 +79,8 @@ pub struct Item {
     pub sees_x87: bool,
     /// For a branch: where the superblock goes on, if it does.
     pub follows: Option<u64>,
+    /// For an indirect branch at the end: the linear address where it mostly leads.
+    pub expected: Option<u64>,
     /// Flags that matter before it.
     pub live_before: Flags,
     /// Flags that matter where the superblock goes on.
@@ -182,9 +184,15 @@ pub fn translate(
     });
     let name = (place.linear, place.at, key);
     let guesses = engine.feedback.begin(name, hot);
+    let known = |offset: u64| {
+        let page = |of: u64| of & !(PAGE as u64 - 1) | offset;
+        engine.known_way(page(place.linear), page(place.at), key)
+    };
+    let renewed = engine.renewed.map(|id| engine.way_of(id));
     // What was hot before its page was written still is.
     let extent = Extent::of(place, guesses.is_some());
-    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), heat, extent);
+    let ways = Ways { heat, known: &known, renewed, extent };
+    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), ways);
     elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), wide, key & CAREFUL != 0);
     let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
     source.system_calls = SystemCalls { entry, smap };
@@ -195,7 +203,10 @@ pub fn translate(
     if guesses.is_some() {
         chain::find_chains(&mut source.items);
         let guesses = |i: &Item| i.chained && i.operand.is_none_or(|m| m.first);
-        if engine.has(&name) && !source.is_long && !source.items.iter().any(guesses) {
+        let same = |id: u32| engine.blocks[id as usize].way == source.way;
+        let expects = source.items.iter().any(|i| i.expected.is_some() && i.follows.is_none());
+        let same = engine.renewed.is_some_and(same) && !expects && !source.is_long;
+        if same && !source.items.iter().any(guesses) {
             // It would be the same.
             engine.feedback.keep(name, Guesses::default(), source.items.len());
             return None;
@@ -224,16 +235,15 @@ pub fn read(
     host: &plan::Host,
     page: Box<[u8; PAGE]>,
     behind: Option<&[u8; MAX_LENGTH]>,
-    heat: &Heat<'_>,
-    extent: Extent,
+    ways: Ways<'_>,
 ) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let bits = place.mode.bitness();
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
     let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
-    let heat = |offset: u64| heat(place.at & !(PAGE as u64 - 1) | offset);
-    let mut path = Path::new(first as u64, place.checks_itself, &heat, extent);
-    path.known = engine.way;
+    let heat = |offset: u64| (ways.heat)(place.at & !(PAGE as u64 - 1) | offset);
+    let mut path = Path::new(first as u64, place.checks_itself, &heat, &ways);
+    path.knows = ways.renewed.clone().map(|known| (known, 0, 0));
     let mut at = first;
     let mut closing = None;
     while items.len() < path.extent.instructions {
@@ -265,6 +275,7 @@ pub fn read(
             item.plan = Plan::Barrier;
         }
         let next = path.next(&item, items.len());
+        item.expected = path.expected(&item, items.len());
         item.follows = next.filter(|_| insn.flow_control() != FlowControl::Next);
         items.push(item);
         at = insn.next_ip() as usize;
@@ -309,12 +320,33 @@ fn item(insn: Instruction, bytes: &[u8], ctx: &LowerContext, host: &plan::Host) 
         op,
         sees_x87,
         follows: None,
+        expected: None,
         live_before: liveness::ALL,
         live_after,
         live_target,
         operand: None,
         stack: None,
         chained: false,
+    }
+}
+
+/// What is known of where branches lead.
+pub struct Ways<'a> {
+    /// How often the interpreter came to a place.
+    pub heat: &'a Heat<'a>,
+    /// The way of the translation at an offset in the page.
+    pub known: &'a dyn Fn(u64) -> Option<KnownWay>,
+    /// The way of the one that is translated anew.
+    pub renewed: Option<KnownWay>,
+    /// How far it may go.
+    pub extent: Extent,
+}
+
+#[cfg(test)]
+impl<'a> Ways<'a> {
+    /// What the interpreter knows.
+    pub fn counted(heat: &'a Heat<'a>, extent: Extent) -> Self {
+        Self { heat, known: &|_| None, renewed: None, extent }
     }
 }
 
@@ -329,8 +361,11 @@ struct Path<'a> {
     heat: &'a Heat<'a>,
     extent: Extent,
     branches: usize,
-    /// Bits of the branches that were followed when this was translated before, with one more behind, and of those that are.
-    known: Option<u16>,
+    /// The way of the translation at an offset in the page.
+    known: &'a dyn Fn(u64) -> Option<KnownWay>,
+    /// The one that this goes along, and how many branches and instructions were before it.
+    knows: Option<(KnownWay, usize, usize)>,
+    /// Bits of the branches that are followed.
     way: u16,
     /// It has more branches or calls than one that is not hot.
     is_long: bool,
@@ -341,17 +376,18 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn new(first: u64, checks_itself: bool, heat: &'a Heat<'a>, extent: Extent) -> Self {
+    fn new(first: u64, checks_itself: bool, heat: &'a Heat<'a>, ways: &Ways<'a>) -> Self {
         Self {
             first,
             checks_itself,
             run: first,
             heat,
-            extent,
+            extent: ways.extent,
             branches: 0,
             turns: 0,
             returns: Vec::new(),
-            known: None,
+            known: ways.known,
+            knows: None,
             way: 0,
             is_long: false,
         }
@@ -401,22 +437,46 @@ impl<'a> Path<'a> {
             Plan::Ret(_) => None,
             Plan::Jcc(_) if self.branches == self.extent.branches => None,
             Plan::Jcc(_) => {
-                self.branches += 1;
+                let next = self.branch(insn, before);
                 self.is_long |= self.branches > LUKEWARM.branches;
-                if insn.near_branch_target() == self.first
-                    && let Some(start) = self.turn(before)
-                {
-                    return Some(start);
-                }
-                let taken = match self.known {
-                    Some(known) if known >> (self.branches + 1) != 0 => known >> self.branches & 1 != 0,
-                    _ => self.is_taken(insn),
-                };
-                self.way |= u16::from(taken) << self.branches;
-                Some(if taken { insn.near_branch_target() } else { insn.next_ip() })
+                Some(next)
             }
             _ => Some(insn.next_ip()),
         }
+    }
+
+    /// Where an indirect branch mostly leads.
+    fn expected(&self, item: &Item, before: usize) -> Option<u64> {
+        let (known, _, items) = self.knows.as_ref()?;
+        let done = (before + 1 - items) as u16;
+        matches!(item.plan, Plan::Indirect(_) | Plan::Ret(_)).then(|| known.left.target(done))?
+    }
+
+    /// Where it goes on behind a conditional branch.
+    fn branch(&mut self, insn: &Instruction, before: usize) -> u64 {
+        self.branches += 1;
+        let (target, behind) = (insn.near_branch_target(), insn.next_ip());
+        let loops = target == self.first && self.may_turn(before);
+        let mut taken = match &self.knows {
+            // Hot code goes on where the known way ends.
+            Some((known, branches, _)) if known.way >> (self.branches - branches + 1) != 0 => {
+                loops || known.way >> (self.branches - branches) & 1 != 0
+            }
+            _ => loops || self.is_taken(insn),
+        };
+        if let Some((known, _, items)) = &self.knows
+            && known.left.ends_at((before + 1 - items) as u16, if taken { behind } else { target })
+            && (taken || target < PAGE as u64 && (target != self.first || loops))
+        {
+            // Most went the other way: on as from there.
+            taken = !taken;
+            let on = if taken { target } else { behind };
+            self.knows = (self.known)(on).map(|known| (known, self.branches, before + 1));
+            self.duplicates(before);
+        }
+        self.way |= u16::from(taken) << self.branches;
+        self.turns += usize::from(taken && target == self.first);
+        if taken { target } else { behind }
     }
 
     /// Whether a conditional branch forwards was mostly taken: the interpreter's blocks begin behind each branch.
@@ -428,10 +488,13 @@ impl<'a> Path<'a> {
 
     /// Once more through a loop, if it is short.
     fn turn(&mut self, before: usize) -> Option<u64> {
-        let whole = (before + 1) / (self.turns + 1);
-        let again = self.turns + 1 < MAX_TURNS && before + 1 + whole <= MAX_UNROLLED;
+        let again = self.may_turn(before);
         self.turns += usize::from(again);
         again.then_some(self.first)
+    }
+    fn may_turn(&self, before: usize) -> bool {
+        let whole = (before + 1) / (self.turns + 1);
+        self.turns + 1 < MAX_TURNS && before + 1 + whole <= MAX_UNROLLED
     }
 
     /// Code behind may be in other superblocks, too: less of it.

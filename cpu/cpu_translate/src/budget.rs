@@ -17,13 +17,15 @@ const OTHER_BYTES: usize = 3 * MIB / 2;
 const TABLES: usize = 3;
 
 /// Most code: more was not faster.
-const MOST_CODE: usize = 20 * MIB;
+pub const MOST_CODE: usize = 20 * MIB;
 /// Least code.
 const LEAST_CODE: usize = 2 * MIB;
 /// Records beside a MiB of code. Debian has 4,600, 8,900 and 2,000.
 const SITES: usize = 11 << 9;
 const EXITS: usize = 10 << 10;
 const BLOCKS: usize = 5 << 9;
+/// Most blocks.
+pub const MOST_BLOCKS: usize = MOST_CODE / MIB * BLOCKS;
 /// Bytes of a block in the hash tables: they are not full.
 const BLOCK_IN_TABLES: usize = 16;
 /// Bytes of what comes with a MiB of code, itself included.

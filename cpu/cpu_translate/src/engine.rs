@@ -7,11 +7,11 @@ pub use ways::ExitSite;
 use crate::asm::Asm;
 use crate::budget::Budget;
 use crate::code_memory::CodeMemory;
-use crate::feedback::Feedback;
+use crate::feedback::{Feedback, KnownWay, WayOut};
 use crate::journal::Journal;
 use crate::table::{TABLE_ENTRIES, Table, nothing};
 use crate::thunks::{Thunks, slot};
-use crate::{block, feedback, host, plan, runtime, x87};
+use crate::{block, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Exit, Heat, Place, Translator};
 use guest_memory::GuestRam;
@@ -148,8 +148,8 @@ pub struct Engine {
     pub feedback: Feedback,
     /// Number of the guess that was given last.
     pub next_guess: usize,
-    /// The way that the next translation takes, if that is known.
-    pub way: Option<u16>,
+    /// The block that the next translation takes the place of.
+    pub renewed: Option<u32>,
     /// Times that the countdown ran out.
     expired: u32,
 }
@@ -182,10 +182,10 @@ impl Engine {
             exit: Exit::Branch,
             careful_at: None,
             stale: None,
-            feedback: Feedback::default(),
+            feedback: Feedback::new(threshold == 0),
             next_guess: 0,
             expired: 0,
-            way: None,
+            renewed: None,
         })
     }
 
@@ -306,20 +306,15 @@ impl Engine {
         Some(id)
     }
 
-    /// Whether there is a translation of this name.
-    pub fn has(&self, key: &Key) -> bool {
-        self.find_key(key).is_some()
-    }
-
     /// Translates the block at `place` anew, as a hot one: ways to it lead to what it becomes. Not while translated code runs.
     fn renew(&mut self, core: &SoftCore, place: &Place, context: u8, heat: &Heat<'_>) -> Option<u32> {
         let key = (place.linear, place.at, context);
         let old = self.find_key(&key)?;
         let count = self.blocks.len();
         // The interpreter no longer counts where such code leads.
-        self.way = Some(self.blocks[old as usize].way);
+        self.renewed = Some(old);
         let renewed = self.translate(core, place, context, heat, true);
-        self.way = None;
+        self.renewed = None;
         let Some(id) = renewed else {
             return self.find_key(&key);
         };
@@ -341,13 +336,31 @@ impl Engine {
         Some(id)
     }
 
-    /// The countdown ran out on the way to RIP: now and then counts a sample of the block there. Whether to leave, so that it
-    /// is translated anew.
-    pub fn sample(&mut self, core: &mut SoftCore) -> bool {
+    /// What is known of the way of the translation at the linear address and the place in RAM.
+    pub fn known_way(&self, linear: u64, at: u64, key: u8) -> Option<KnownWay> {
+        self.find_key(&(linear, at, key)).map(|id| self.way_of(id))
+    }
+    /// What is known of the way of block `id`.
+    pub fn way_of(&self, id: u32) -> KnownWay {
+        KnownWay { way: self.blocks[id as usize].way, left: self.feedback.left(id) }
+    }
+
+    /// Block `block` was left with the countdown run out.
+    pub fn left(&mut self, block: u32, way: WayOut) {
+        if self.feedback.samples(self.expired) {
+            let samples = self.blocks.get(block as usize).map_or(0, |b| b.samples);
+            self.feedback.leaves(block, samples, way);
+        }
+    }
+
+    /// The countdown ran out on the way to RIP from block `from`: now and then counts a sample of
+    /// the block there. Whether to leave, so that it is translated anew.
+    pub fn sample(&mut self, core: &mut SoftCore, from: u32, way: WayOut) -> bool {
         self.expired = self.expired.wrapping_add(1);
-        if !self.expired.is_multiple_of(feedback::EVERY) {
+        if !self.feedback.samples(self.expired) {
             return false;
         }
+        self.left(from, way);
         let Some(context) = self.context(core) else { return false };
         let Some(place) = core.known_place(core.linear_ip()) else { return false };
         let key = (place.linear, place.at, context);
@@ -356,7 +369,7 @@ impl Engine {
         b.samples += 1;
         let samples = b.samples;
         self.exit = Exit::Branch;
-        self.feedback.sampled(core, key, samples)
+        self.feedback.sampled(core, key, id, samples)
     }
 
     /// The translation at `place`.

@@ -14,13 +14,22 @@ use cpu_soft::translate::GUESSES;
 use hashbrown::HashMap;
 
 /// See the module's header: a sample stands for about so many spans of the countdown.
-pub const EVERY: u32 = 8;
+const EVERY: u32 = 8;
 /// Samples that make a block hot: a million instructions. A boot has few such blocks.
 const HOT: u32 = 16;
 /// Samples of a hot block between two looks at its guesses: so many that chance does not condemn any.
 const LOOK: u32 = 8;
 /// Executions of an access for which one wrong guess is not too many: each right one saves some 5 cycles.
 const FEW: u32 = 16;
+
+/// Samples of a block that is worth knowing how it is left: most never have so many.
+const WARM: u32 = 4;
+/// Samples of a way out that say something.
+const ENOUGH: u32 = 3;
+/// Ways out of a block that are counted.
+const MOST_WAYS: usize = 64;
+/// Times that a block is translated as a hot one for its way's sake.
+const MOST: u32 = 3;
 
 /// What a block's accesses guess. An access is named by its instruction's offset in the page: the same in several turns of a loop has
 /// one guess.
@@ -32,6 +41,8 @@ pub struct Guesses {
     used: Vec<Used>,
     /// Instructions of the block.
     instructions: u32,
+    /// Times that the block was translated as a hot one.
+    times: u32,
 }
 
 /// An access that guesses.
@@ -77,23 +88,122 @@ impl Guesses {
 /// What is known of hot blocks.
 #[derive(Default)]
 pub struct Feedback {
+    /// Tests: whatever runs twice is hot, and what happened once is believed.
+    eager: bool,
     blocks: HashMap<Key, Guesses>,
     /// This one is to be translated anew.
     wanted: Option<Key>,
+    /// By the number of a block.
+    left: HashMap<u32, Left>,
+}
+
+/// A way out of a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WayOut {
+    /// Instructions of the block up to there.
+    pub done: u16,
+    /// The linear address where it leads; 0 if the interpreter's handler decides.
+    pub target: u64,
+}
+
+/// How a block was left: samples.
+#[derive(Clone, Debug, Default)]
+pub struct Left {
+    ways: Vec<(WayOut, u32)>,
+    /// What one of them counts.
+    weight: u32,
+}
+
+impl Left {
+    /// Counts one more.
+    fn count(&mut self, way: WayOut) {
+        match self.ways.iter().position(|known| known.0 == way) {
+            Some(n) => self.ways[n].1 += 1,
+            None if self.ways.len() < MOST_WAYS => self.ways.push((way, 1)),
+            None => {}
+        }
+    }
+
+    /// Whether the block is mostly left behind instruction `done`, of the times that it comes there, to `offset` in a page.
+    pub fn ends_at(&self, done: u16, offset: u64) -> bool {
+        let (mut samples, mut ends, mut on) = (0, 0, 0);
+        for (way, n) in self.ways.iter().filter(|(way, _)| way.done >= done) {
+            // The countdown runs out the more likely the more instructions were done.
+            let times = n * 1024 / u32::from(way.done.max(1));
+            if way.done == done && (way.target ^ offset) & 0xFFF == 0 {
+                (samples, ends) = (samples + n, ends + times);
+            } else {
+                on += times;
+            }
+        }
+        samples * self.weight >= ENOUGH && ends >= 2 * on
+    }
+
+    /// Whether a block of so many instructions is mostly left before its end, at one place.
+    fn strays(&self, instructions: u32) -> bool {
+        let early = |way: &WayOut| u32::from(way.done) < instructions;
+        self.ways.iter().any(|(way, _)| early(way) && self.ends_at(way.done, way.target))
+    }
+
+    /// Where its indirect branch behind so many instructions mostly leads.
+    pub fn target(&self, done: u16) -> Option<u64> {
+        let mut of_it = self.ways.iter().filter(|(way, _)| way.done == done && way.target != 0);
+        let all: u32 = of_it.clone().map(|(_, n)| n).sum();
+        of_it.find(|(_, n)| *n * self.weight >= ENOUGH && n * 4 >= all * 3).map(|(way, _)| way.target)
+    }
+}
+
+/// What is known of a block that is translated anew.
+#[derive(Clone, Debug, Default)]
+pub struct KnownWay {
+    /// See `Source::way`.
+    pub way: u16,
+    /// How it was left.
+    pub left: Left,
 }
 
 impl Feedback {
+    /// Knows nothing. `eager`: for tests.
+    pub fn new(eager: bool) -> Self {
+        Self { eager, ..Self::default() }
+    }
+
+    /// Whether time number `n` that the countdown runs out is a sample.
+    pub fn samples(&self, n: u32) -> bool {
+        self.eager || n.is_multiple_of(EVERY)
+    }
+
     /// Block `key` has `samples` now: whether it is to be translated anew.
-    pub fn sampled(&mut self, core: &mut SoftCore, key: Key, samples: u32) -> bool {
+    pub fn sampled(&mut self, core: &mut SoftCore, key: Key, id: u32, samples: u32) -> bool {
+        let known = self.left.get(&id);
         let misses = |n: usize| core::mem::take(&mut core.hot.guesses[n].misses);
+        let (hot, look) = if self.eager { (2, 2) } else { (HOT, LOOK) };
         let ripe = match self.blocks.get_mut(&key) {
-            None => samples.is_multiple_of(HOT),
-            Some(guesses) => samples.is_multiple_of(LOOK) && guesses.judge(misses),
+            None => samples.is_multiple_of(hot),
+            Some(guesses) => {
+                let other =
+                    known.is_some_and(|known| guesses.times < MOST && known.strays(guesses.instructions));
+                samples.is_multiple_of(look) && (guesses.judge(misses) || other)
+            }
         };
         if ripe {
             self.wanted = Some(key);
         }
         ripe
+    }
+
+    /// Block `block`, of which there are `samples`, was left.
+    pub fn leaves(&mut self, block: u32, samples: u32, way: WayOut) {
+        if samples < WARM && !self.eager {
+            return;
+        }
+        let weight = if self.eager { ENOUGH } else { 1 };
+        self.left.entry(block).or_insert(Left { ways: Vec::new(), weight }).count(way);
+    }
+
+    /// How block `block` was left.
+    pub fn left(&self, block: u32) -> Left {
+        self.left.get(&block).cloned().unwrap_or_default()
     }
 
     /// Whether block `key` is to be translated anew; asks once.
@@ -110,12 +220,13 @@ impl Feedback {
 
     /// Block `key` of so many instructions was translated with these guesses.
     pub fn keep(&mut self, key: Key, guesses: Guesses, instructions: usize) {
-        self.blocks.insert(key, Guesses { instructions: instructions as u32, ..guesses });
+        let times = self.blocks.get(&key).map_or(0, |known| known.times) + 1;
+        self.blocks.insert(key, Guesses { instructions: instructions as u32, times, ..guesses });
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self { eager: self.eager, ..Self::default() };
     }
 }
 

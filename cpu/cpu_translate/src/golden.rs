@@ -1,7 +1,7 @@
 //! Emitted code is a contract: how many host instructions each guest instruction of some snippets becomes stands in
 //! `golden/snippets.txt`. `GOLDEN=write cargo nextest run -p cpu_translate golden` writes it anew; the diff is what is reviewed.
 
-use crate::block::{self, Source};
+use crate::block::{self, Source, Ways};
 use crate::elide;
 use crate::emit::Emitter;
 use crate::engine::{Engine, FLAT_32};
@@ -216,7 +216,8 @@ fn read(
     page[offset..offset + code.len()].copy_from_slice(code);
     let mode = ModeKey(mode | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
     let place = Place { linear: AT, at: offset as u64, mode, checks_itself: false };
-    let mut source: Source = block::read(&engine, &place, &engine.host(0), page, None, heat, extent);
+    let mut source: Source =
+        block::read(&engine, &place, &engine.host(0), page, None, Ways::counted(heat, extent));
     elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), careful);
     (engine, place, source)
 }

@@ -2,6 +2,7 @@
 //! where to go on: 0 (behind the operation), the address of a translation, or that of the leaving thunk.
 
 use crate::engine::{Block, CAREFUL, Engine, ExitSite};
+use crate::feedback::WayOut;
 use crate::thunks::slot;
 use crate::x87;
 use cpu_soft::SoftCore;
@@ -38,7 +39,8 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
     let site = &engine.sites[site as usize];
     let (op, barrier) = (&site.op, site.barrier);
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    let block = &engine.blocks[site.block as usize];
+    let block_number = site.block;
+    let block = &engine.blocks[block_number as usize];
     core.cpu.gpr[RIP] = block.linear_page();
     core.set_block_page(block.watched_page());
     let (done, sees_x87) = (i64::from(site.done), site.sees_x87);
@@ -78,6 +80,9 @@ pub unsafe extern "sysv64" fn operation(core: *mut SoftCore, site: u64) -> u64 {
         }
     }
     core.hot.countdown -= done;
+    if core.hot.countdown <= 0 {
+        engine.left(block_number, WayOut { done: done as u16, target: 0 });
+    }
     engine.go_on(core)
 }
 
@@ -91,7 +96,8 @@ pub unsafe extern "sysv64" fn exit(core: *mut SoftCore, exit: u64) -> u64 {
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     let site: ExitSite = engine.exits[exit as usize];
     core.cpu.gpr[RIP] = site.target;
-    if core.hot.countdown <= 0 && engine.sample(core) {
+    let way = WayOut { done: site.done(), target: site.target };
+    if core.hot.countdown <= 0 && engine.sample(core, site.block(), way) {
         return engine.thunks.leave;
     }
     let to = if site.careful() { engine.go_on_carefully(core, exit as usize) } else { engine.go_on(core) };
@@ -151,7 +157,8 @@ pub unsafe extern "sysv64" fn resume(core: *mut SoftCore, linear: u64) -> u64 {
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
     core.cpu.gpr[RIP] = linear;
-    if engine.sample(core) {
+    let (block, done) = (core.hot.slots[slot::LEFT_BLOCK], core.hot.slots[slot::LEFT_DONE]);
+    if engine.sample(core, block as u32, WayOut { done: done as u16, target: linear }) {
         return engine.thunks.leave;
     }
     engine.go_on(core)

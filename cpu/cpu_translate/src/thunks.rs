@@ -49,6 +49,10 @@ pub mod slot {
     pub const X87_IMAGE: usize = 32;
     /// How many it takes.
     pub const X87_IMAGE_WORDS: usize = 14;
+    /// Number of the block that an indirect branch left with the countdown run out.
+    pub const LEFT_BLOCK: usize = 46;
+    /// Instructions of that block up to the branch.
+    pub const LEFT_DONE: usize = 47;
     /// First of the offsets in guest RAM of a block's groups of memory accesses (`elide.rs`).
     pub const GROUPS: usize = 48;
     /// How many there are.

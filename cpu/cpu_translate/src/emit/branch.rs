@@ -186,6 +186,12 @@ impl Emitter<'_> {
             self.in_host = false;
             return;
         }
+        if let Some(expected) = item.expected {
+            let other = self.expect(expected);
+            self.move_stack(self.word() + i32::from(more));
+            self.exit_to(expected);
+            self.a.bind(other);
+        }
         jumps.push(self.find(self.block.key & !CAREFUL));
         self.move_stack(self.word() + i32::from(more));
         self.count_before(Rm::Reg(T0));
@@ -208,8 +214,18 @@ impl Emitter<'_> {
             }
             Vec::new()
         };
-        jumps.push(self.find(self.block.key & !CAREFUL));
         self.in_host = false;
+        if let Some(expected) = item.expected {
+            let other = self.expect(expected);
+            if call {
+                let (operand, more) = self.stack(item, STACK, -self.word(), true, ALL);
+                jumps.extend(more);
+                self.push_return(item, operand);
+            }
+            self.exit_to(expected);
+            self.a.bind(other);
+        }
+        jumps.push(self.find(self.block.key & !CAREFUL));
         if call {
             self.a.load(T1, at(T1, 8));
             let next = field(slot_at(slot::JUMP));

@@ -62,9 +62,9 @@ enum Stub {
     /// To the interpreter, for the instruction at `target`.
     Interpreted { jumps: Vec<Patch>, target: u64, done: u16 },
     /// To Rust, with the countdown run out: the guest goes on at the linear address in a register or a field.
-    Expired { jump: Patch, at: Rm },
+    Expired { jump: Patch, at: Rm, done: u16 },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
-    Unlinked { expired: Patch, jump: Patch, target: u64, careful: bool, guarded: bool },
+    Unlinked { expired: Patch, jump: Patch, target: u64, careful: bool, guarded: bool, done: u16 },
     /// Its bytes are not those any more that the block was made from.
     Stale { jumps: Vec<Patch> },
 }
@@ -363,7 +363,7 @@ impl<'a> Emitter<'a> {
         self.count();
         let expired = self.a.jcc_later(cc::SIGN);
         let jump = self.a.jmp_later();
-        self.stubs.push(Stub::Unlinked { expired, jump, target, careful, guarded });
+        self.stubs.push(Stub::Unlinked { expired, jump, target, careful, guarded, done: self.done });
     }
 
     /// Takes the instructions up to this one off the countdown.
@@ -375,7 +375,7 @@ impl<'a> Emitter<'a> {
     fn count_before(&mut self, at: Rm) {
         self.count();
         let jump = self.a.jcc_later(cc::SIGN);
-        self.stubs.push(Stub::Expired { jump, at });
+        self.stubs.push(Stub::Expired { jump, at, done: self.done });
     }
 
     fn emit_stubs(&mut self) {
@@ -425,18 +425,22 @@ impl<'a> Emitter<'a> {
                     self.a.mov_imm32(T1, self.engine.blocks.len() as u32);
                     self.a.jmp(self.engine.thunks.stale);
                 }
-                Stub::Expired { jump, at } => {
+                Stub::Expired { jump, at, done } => {
                     self.a.bind(jump);
+                    let (block, done) = (self.engine.blocks.len() as i32, i32::from(done));
+                    self.a.store_imm(field(slot_at(slot::LEFT_BLOCK)), block);
+                    self.a.store_imm(field(slot_at(slot::LEFT_DONE)), done);
                     self.a.modrm(&[], true, false, &[0x8B], T1, at); // mov
                     self.a.jmp(self.engine.thunks.resume);
                 }
-                Stub::Unlinked { expired, jump, target, careful, guarded } => {
+                Stub::Unlinked { expired, jump, target, careful, guarded, done } => {
                     self.a.bind(expired);
                     self.a.bind(jump);
                     let code = self.block.guarded - self.engine.memory.start();
                     let jump = code as u32 + jump.0 as u32;
                     let block = self.engine.blocks.len() as u32;
-                    self.engine.exits.push(ExitSite::new(block, target, jump, careful, guarded));
+                    let from = (block, done);
+                    self.engine.exits.push(ExitSite::new(from, target, jump, careful, guarded));
                     self.a.mov_imm32(T1, self.engine.exits.len() as u32 - 1);
                     self.a.jmp(self.engine.thunks.exit);
                 }

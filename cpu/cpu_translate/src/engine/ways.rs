@@ -1,6 +1,7 @@
 //! Ways from code to code: jumps that are patched together, guarded entries, and what stale code is led to.
 
 use super::{Block, CAREFUL, Engine};
+use crate::budget::{MOST_BLOCKS, MOST_CODE};
 use crate::runtime;
 use crate::table::TABLE_ENTRIES;
 use cpu_soft::SoftCore;
@@ -11,8 +12,8 @@ use cpu_soft::translate::{Exit, Place};
 pub struct ExitSite {
     /// Where it leads in the guest.
     pub target: u64,
-    /// Number of the block.
-    pub block: u32,
+    /// Number of the block, and instructions up to here.
+    from: u32,
     /// Where in the code the jump's displacement is, and two flags: see `new`.
     jump: u32,
 }
@@ -20,13 +21,23 @@ pub struct ExitSite {
 impl ExitSite {
     const CAREFUL: u32 = 1;
     const GUARDED: u32 = 2;
+    const BLOCK_BITS: u32 = 18;
 
-    /// `jump`: where in the code its displacement is. `careful`: to a careful translation. `guarded`: to another mode's code,
-    /// with a guard even in the same page.
-    pub fn new(block: u32, target: u64, jump: u32, careful: bool, guarded: bool) -> Self {
-        // Code is some MiB (`budget.rs`).
+    /// `from`: the block, and how many of its instructions were done. `jump`: where in the code its displacement is. `careful`: to
+    /// a careful translation. `guarded`: to another mode's code, with a guard even in the same page.
+    pub fn new(from: (u32, u16), target: u64, jump: u32, careful: bool, guarded: bool) -> Self {
+        const { assert!(MOST_CODE < 1 << 30 && MOST_BLOCKS <= 1 << Self::BLOCK_BITS) };
+        let from = from.0 | u32::from(from.1) << Self::BLOCK_BITS;
         let flags = if careful { Self::CAREFUL } else { 0 } | if guarded { Self::GUARDED } else { 0 };
-        Self { target, block, jump: jump << 2 | flags }
+        Self { target, from, jump: jump << 2 | flags }
+    }
+    /// Number of the block.
+    pub fn block(self) -> u32 {
+        self.from & ((1 << Self::BLOCK_BITS) - 1)
+    }
+    /// Instructions of the block up to here.
+    pub fn done(self) -> u16 {
+        (self.from >> Self::BLOCK_BITS) as u16
     }
     /// Where in the code the jump's displacement is.
     pub fn jump(self) -> u64 {
@@ -87,7 +98,7 @@ impl Engine {
             return self.thunks.leave;
         }
         let linear = core.linear_ip();
-        let Block { at, checks_itself, .. } = self.blocks[self.exits[exit].block as usize];
+        let Block { at, checks_itself, .. } = self.blocks[self.exits[exit].block() as usize];
         let place = core.known_place(linear).filter(|p| (p.at ^ at) >> 12 == 0);
         let place = place.map(|p| Place { checks_itself, ..p });
         if let (Some(context), Some(place)) = (self.context(core), place) {
@@ -123,7 +134,7 @@ impl Engine {
         let Some(place) = core.refilled_place(site.target) else { return };
         let key = if site.careful() { context | CAREFUL } else { context };
         if let Some(id) = self.find(&place, key) {
-            let (from, b) = (&self.blocks[site.block as usize], &self.blocks[id as usize]);
+            let (from, b) = (&self.blocks[site.block() as usize], &self.blocks[id as usize]);
             let same = site.stays_in_page(from) && (from.at ^ place.at) >> 12 == 0;
             let to = if same { b.body } else { b.guarded };
             self.memory.patch_jump(self.memory.start() + site.jump(), to);
