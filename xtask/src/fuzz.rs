@@ -15,7 +15,8 @@ use crate::{exec, workspace};
 pub const DEFAULT_SECONDS: u32 = 60;
 
 /// Limits of one input: a hang is a finding, and so is a host that runs out of memory.
-const LIMITS: [&str; 3] = ["-timeout=30", "-rss_limit_mb=2048", "-max_len=4096"];
+/// Inputs may be long from the start: libFuzzer would try short ones for minutes first.
+const LIMITS: [&str; 4] = ["-timeout=30", "-rss_limit_mb=2048", "-max_len=4096", "-len_control=0"];
 
 #[derive(Debug, Args)]
 pub struct FuzzOptions {

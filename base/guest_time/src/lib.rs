@@ -9,7 +9,8 @@ extern crate alloc;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use sync::Mutex;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+use sync::{Mutex, MutexGuard};
 
 /// Nanoseconds of guest time.
 pub type GuestNs = u64;
@@ -49,9 +50,61 @@ impl State {
     }
 }
 
+/// What [`GuestClock::now`] reads without a lock: it is on the way of every RDTSC.
+///
+/// A sequence lock: the number is odd while somebody writes, and another one behind each change.
+#[derive(Default)]
+struct Published {
+    sequence: AtomicU64,
+    guest_base: AtomicU64,
+    host_base: AtomicU64,
+    /// Numerator and denominator, 32 bits each; 0 while paused.
+    rate: AtomicU64,
+}
+
+impl Published {
+    /// Only with the lock of the state held.
+    fn set(&self, state: &State) {
+        let before = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(before.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        let (numerator, denominator) = state.rate;
+        let rate = if state.running { u64::from(numerator) << 32 | u64::from(denominator) } else { 0 };
+        self.guest_base.store(state.guest_base, Ordering::Relaxed);
+        self.host_base.store(state.host_base, Ordering::Relaxed);
+        self.rate.store(rate, Ordering::Relaxed);
+        self.sequence.store(before.wrapping_add(2), Ordering::Release);
+    }
+
+    /// `None`: somebody is writing.
+    fn get(&self) -> Option<State> {
+        let before = self.sequence.load(Ordering::Acquire);
+        let guest_base = self.guest_base.load(Ordering::Relaxed);
+        let host_base = self.host_base.load(Ordering::Relaxed);
+        let rate = self.rate.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let whole = before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before;
+        let (running, rate) = (rate != 0, ((rate >> 32) as u32, rate as u32));
+        whole.then_some(State { guest_base, host_base, running, rate, epoch: 0 })
+    }
+}
+
 struct Inner {
     host: Box<dyn HostTime>,
     state: Mutex<State>,
+    published: Published,
+}
+
+/// A change of the state: what others read is renewed at its end.
+struct Change<'a> {
+    state: MutexGuard<'a, State>,
+    published: &'a Published,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.published.set(&self.state);
+    }
 }
 
 /// See the module's header. Clones are the same clock.
@@ -62,12 +115,16 @@ impl GuestClock {
     /// A paused clock at 0.
     pub fn new(host: Box<dyn HostTime>) -> Self {
         let state = State { guest_base: 0, host_base: 0, running: false, rate: (1, 1), epoch: 0 };
-        Self(Arc::new(Inner { host, state: Mutex::new(state) }))
+        Self(Arc::new(Inner { host, state: Mutex::new(state), published: Published::default() }))
+    }
+
+    fn change(&self) -> Change<'_> {
+        Change { state: self.0.state.lock(), published: &self.0.published }
     }
 
     /// Guest time now.
     pub fn now(&self) -> GuestNs {
-        let state = *self.0.state.lock();
+        let state = self.0.published.get().unwrap_or_else(|| *self.0.state.lock());
         if !state.running {
             return state.guest_base;
         }
@@ -99,7 +156,8 @@ impl GuestClock {
     /// Stops guest time.
     pub fn pause(&self) {
         let now = self.0.host.now_ns();
-        let mut state = self.0.state.lock();
+        let mut change = self.change();
+        let state = &mut change.state;
         state.guest_base = state.at(now);
         state.running = false;
     }
@@ -107,7 +165,8 @@ impl GuestClock {
     /// Lets guest time go on.
     pub fn resume(&self) {
         let now = self.0.host.now_ns();
-        let mut state = self.0.state.lock();
+        let mut change = self.change();
+        let state = &mut change.state;
         if !state.running {
             state.host_base = now;
             state.running = true;
@@ -130,7 +189,8 @@ impl GuestClock {
     /// is not to come again.
     pub fn advance_to(&self, at: GuestNs) {
         let now = self.0.host.now_ns();
-        let mut state = self.0.state.lock();
+        let mut change = self.change();
+        let state = &mut change.state;
         let behind = at.saturating_sub(state.at(now));
         state.guest_base = state.guest_base.saturating_add(behind);
     }
@@ -138,7 +198,8 @@ impl GuestClock {
     /// Guest nanoseconds per host nanosecond, as a fraction; zeroes count as one.
     pub fn set_rate(&self, numerator: u32, denominator: u32) {
         let now = self.0.host.now_ns();
-        let mut state = self.0.state.lock();
+        let mut change = self.change();
+        let state = &mut change.state;
         state.guest_base = state.at(now);
         state.host_base = now;
         state.rate = (numerator.max(1), denominator.max(1));
@@ -147,7 +208,8 @@ impl GuestClock {
 
     /// Sets a paused clock (restore). Refused (`false`) while it runs.
     pub fn set(&self, guest: GuestNs) -> bool {
-        let mut state = self.0.state.lock();
+        let mut change = self.change();
+        let state = &mut change.state;
         if !state.running {
             state.guest_base = guest;
             state.epoch += 1;
@@ -243,6 +305,27 @@ mod tests {
         clock.pause();
         assert!(clock.set(7));
         assert_eq!(clock.now(), 7);
+    }
+
+    #[test]
+    fn whoever_reads_sees_whole_states() {
+        extern crate std;
+        let (time, clock) = manual::ManualTime::clock();
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    while time.now_ns() < 200_000 {
+                        let before = time.now_ns();
+                        let now = clock.now();
+                        assert!((before..=time.now_ns()).contains(&now), "{before} {now}");
+                    }
+                });
+            }
+            for _ in 0..200_000 {
+                time.advance(1);
+                clock.set_rate(1, 1);
+            }
+        });
     }
 
     #[test]
