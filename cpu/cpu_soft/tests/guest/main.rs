@@ -7,6 +7,7 @@ mod alignment;
 mod branches;
 mod breakpoints;
 mod counting;
+mod cpu_model;
 mod faults;
 mod hardware;
 mod harness;

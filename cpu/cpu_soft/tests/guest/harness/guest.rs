@@ -292,7 +292,8 @@ impl Guest {
         frame.unwrap_or_else(|| panic!("no exception: {stop:?} at {:#x}: {:x?}", state.rip, state))
     }
 
-    fn frame_of(&self, s: &VcpuState) -> Option<Frame> {
+    /// The exception whose stub `s` is in.
+    pub fn frame_of(&self, s: &VcpuState) -> Option<Frame> {
         let inside = s.rip.checked_sub(STUBS).filter(|n| *n < 256 * 8)?;
         let vector = (inside / 8) as u8;
         let real = s.cr0 & CR0_PE == 0;
