@@ -188,7 +188,7 @@ pub fn translate(
         let page = |of: u64| of & !(PAGE as u64 - 1) | offset;
         engine.known_way(page(place.linear), page(place.at), key)
     };
-    let renewed = engine.renewed.map(|id| engine.way_of(id));
+    let renewed = engine.renewed.clone();
     // What was hot before its page was written still is.
     let extent = Extent::of(place, guesses.is_some());
     let ways = Ways { heat, known: &known, renewed, extent };
@@ -203,9 +203,9 @@ pub fn translate(
     if guesses.is_some() {
         chain::find_chains(&mut source.items);
         let guesses = |i: &Item| i.chained && i.operand.is_none_or(|m| m.first);
-        let same = |id: u32| engine.blocks[id as usize].way == source.way;
         let expects = source.items.iter().any(|i| i.expected.is_some() && i.follows.is_none());
-        let same = engine.renewed.is_some_and(same) && !expects && !source.is_long;
+        let same = engine.renewed.as_ref().is_some_and(|known| known.way == source.way);
+        let same = same && !expects && !source.is_long;
         if same && !source.items.iter().any(guesses) {
             // It would be the same.
             engine.feedback.keep(name, Guesses::default(), source.items.len());

@@ -148,8 +148,8 @@ pub struct Engine {
     pub feedback: Feedback,
     /// Number of the guess that was given last.
     pub next_guess: usize,
-    /// The block that the next translation takes the place of.
-    pub renewed: Option<u32>,
+    /// The way of the block that the next translation takes the place of.
+    pub renewed: Option<KnownWay>,
     /// Times that the countdown ran out.
     expired: u32,
 }
@@ -312,7 +312,7 @@ impl Engine {
         let old = self.find_key(&key)?;
         let count = self.blocks.len();
         // The interpreter no longer counts where such code leads.
-        self.renewed = Some(old);
+        self.renewed = Some(self.way_of(old));
         let renewed = self.translate(core, place, context, heat, true);
         self.renewed = None;
         let Some(id) = renewed else {

@@ -1,6 +1,6 @@
 //! What instructions do with the arithmetic flags, as bits of RFLAGS (Intel SDM volume 1, appendix A).
 
-use crate::{FlowControl, Instruction, Mnemonic as M, OpKind, RflagsBits as B};
+use crate::{FlowControl, Instruction, Mnemonic as M, OpKind, Register, RflagsBits as B};
 use x86_defs::flags;
 
 /// Flags that `insn` reads.
@@ -37,9 +37,12 @@ pub fn may_keep_all(insn: &Instruction) -> bool {
     insn.op_kind(last) != OpKind::Immediate8 || insn.immediate8() & mask == 0
 }
 
-/// Whether `insn` may show all flags to somebody: it raises exceptions on purpose, stores flags, or talks to the system.
+/// Whether `insn` may show all flags to somebody: it raises exceptions on purpose, stores flags, or talks to the system. An
+/// interrupt behind STI is not looked at: whoever is interrupted finds its flags as they were.
 pub fn shows_all(insn: &Instruction) -> bool {
-    insn.is_privileged()
+    let quiet = matches!(insn.mnemonic(), M::Swapgs | M::Cli | M::Sti)
+        || insn.mnemonic() == M::Mov && insn.op1_register() == Register::CR2;
+    insn.is_privileged() && !quiet
         || matches!(
             insn.flow_control(),
             FlowControl::Interrupt | FlowControl::Exception | FlowControl::XbeginXabortXend
@@ -104,5 +107,10 @@ mod tests {
         for bytes in [&[0x9C][..], &[0x9F], &[0x0F, 0x05], &[0xCC], &[0xF4]] {
             assert!(shows_all(&of(bytes)), "{bytes:x?}");
         }
+        // swapgs, cli, sti, mov rax, cr2; but mov cr2, rax
+        for bytes in [&[0x0F, 0x01, 0xF8][..], &[0xFA], &[0xFB], &[0x0F, 0x20, 0xD0]] {
+            assert!(!shows_all(&of(bytes)), "{bytes:x?}");
+        }
+        assert!(shows_all(&of(&[0x0F, 0x22, 0xD0])));
     }
 }

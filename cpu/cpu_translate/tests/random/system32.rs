@@ -19,6 +19,10 @@ const SYSENTER_CS: u16 = FREE_SELECTOR;
 /// 16-bit code, within the limit of its segment.
 const CODE_16: u64 = 0x8000;
 
+/// What random instructions access memory by: another register may lead to the program's own code, and below the stack pointer
+/// lies what interrupts left.
+const POINTERS: [Register; 3] = [Register::EBP, Register::ESI, Register::EDI];
+
 /// What is compared; of the stack what is above its start.
 pub const COMPARED_32: [(u64, u64); 4] =
     [(CODE, 0x7000), (STACK - 0x400, 0x400), (DATA - 0x1000, 0xA000), (FRAMES, WINDOW_PAGES << 12)];
@@ -172,8 +176,7 @@ impl<'a> Writer<'a> {
             if let Decoded::Instruction(insn) = decode(&bytes, 32, 0, FeatureSet::of(Feature::ALL))
                 && !uses_stack(&insn)
                 && insn.memory_index() == Register::None
-                // What interrupts leave below the stack pointer is nobody's business.
-                && insn.memory_base() != Register::ESP
+                && (!insn.memory_base().is_gpr() || POINTERS.contains(&insn.memory_base()))
             {
                 break (bytes, insn);
             }

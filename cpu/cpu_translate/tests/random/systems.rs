@@ -135,10 +135,17 @@ fn random_systems_end_alike() {
 }
 
 /// Where translations are dropped, all at once, some times in each program.
+fn crowded() -> SoftHypervisor {
+    let factory = cpu_translate::Crowded(cpu_translate::Factory { threshold: 0 });
+    SoftHypervisor::translating(std::sync::Arc::new(factory))
+}
+
 #[test]
 fn random_systems_end_alike_in_little_room() {
-    let crowded = cpu_translate::Crowded(cpu_translate::Factory { threshold: 0 });
-    end_alike(SoftHypervisor::translating(std::sync::Arc::new(crowded)), Mode::Long, false, 4, 0);
+    end_alike(crowded(), Mode::Long, false, 4, 0);
+    // Slices end everywhere, so that there are hot blocks, too.
+    end_alike(crowded(), Mode::Long, true, 8, 1);
+    end_alike(crowded(), Mode::Legacy, true, 8, 2);
 }
 
 #[test]
