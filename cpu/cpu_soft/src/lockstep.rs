@@ -417,7 +417,8 @@ impl SoftCore {
             else {
                 break;
             };
-            if flag_use::shows_all(&insn) {
+            let quiet = self.cpu.cpl == 0 && flag_use::is_quiet_in_supervisor(&insn);
+            if flag_use::shows_all(&insn) && !quiet {
                 break;
             }
             read |= flag_use::read(&insn) & !written;

@@ -255,11 +255,54 @@ fn handlers(table: u64) -> Vec<(u64, Vec<u8>)> {
     parts
 }
 
-impl<'a> Writer<'a> {
-    fn new(r: &'a mut Random, table: u64, user: bool, loops: u64) -> Self {
-        Self { r, a: CodeAssembler::new(64).unwrap(), table, user, loops }
+/// What programs of 64-bit and of 32-bit code are put together by alike.
+pub trait Shapes {
+    fn parts(&mut self) -> (&mut Random, &mut CodeAssembler);
+    /// Number of the next loop.
+    fn next_loop(&mut self) -> u64;
+    fn fragment(&mut self, depth: u32);
+
+    /// A loop.
+    fn turns(&mut self, depth: u32) {
+        let counter = COUNTERS + 0x10 + self.next_loop() * 4;
+        let (r, a) = self.parts();
+        let (n, fragments) = (1 + r.below(40) as u32, 1 + r.below(3));
+        a.mov(dword_ptr(counter), n).unwrap();
+        let mut top = a.create_label();
+        a.set_label(&mut top).unwrap();
+        (0..fragments).for_each(|_| self.fragment(depth - 1));
+        let (_, a) = self.parts();
+        asm!(a; sub(dword_ptr(counter), 1); jne(top););
     }
 
+    /// A branch forwards.
+    fn over(&mut self, depth: u32) {
+        let (r, a) = self.parts();
+        let mut behind = a.create_label();
+        match r.below(5) {
+            0 => a.jb(behind),
+            1 => a.je(behind),
+            2 => a.js(behind),
+            3 => a.jg(behind),
+            _ => a.jmp(behind),
+        }
+        .unwrap();
+        self.fragment(depth - 1);
+        // A label needs an instruction of its own.
+        let (_, a) = self.parts();
+        a.set_label(&mut behind).unwrap();
+        a.nop().unwrap();
+    }
+}
+
+impl Shapes for Writer<'_> {
+    fn parts(&mut self) -> (&mut Random, &mut CodeAssembler) {
+        (self.r, &mut self.a)
+    }
+    fn next_loop(&mut self) -> u64 {
+        self.loops += 1;
+        self.loops - 1
+    }
     fn fragment(&mut self, depth: u32) {
         match self.r.below(if self.user { 14 } else { 20 }) {
             0..=4 => self.instruction(),
@@ -282,6 +325,12 @@ impl<'a> Writer<'a> {
             18 => self.a.cli().unwrap(),
             _ => self.instruction(),
         }
+    }
+}
+
+impl<'a> Writer<'a> {
+    fn new(r: &'a mut Random, table: u64, user: bool, loops: u64) -> Self {
+        Self { r, a: CodeAssembler::new(64).unwrap(), table, user, loops }
     }
 
     /// One instruction of the kind that the other programs are made of, on memory of the window.
@@ -315,36 +364,6 @@ impl<'a> Writer<'a> {
         if program::leaves_undefined(&bytes, 64) {
             self.a.cmp(r8, r8).unwrap();
         }
-    }
-
-    fn turns(&mut self, depth: u32) {
-        let counter = COUNTERS + 0x10 + self.loops * 4;
-        self.loops += 1;
-        let n = 1 + self.r.below(40) as u32;
-        self.a.mov(dword_ptr(counter), n).unwrap();
-        let mut top = self.a.create_label();
-        self.a.set_label(&mut top).unwrap();
-        for _ in 0..1 + self.r.below(3) {
-            self.fragment(depth - 1);
-        }
-        let a = &mut self.a;
-        asm!(a; sub(dword_ptr(counter), 1); jne(top););
-    }
-
-    fn over(&mut self, depth: u32) {
-        let mut behind = self.a.create_label();
-        match self.r.below(5) {
-            0 => self.a.jb(behind),
-            1 => self.a.je(behind),
-            2 => self.a.js(behind),
-            3 => self.a.jg(behind),
-            _ => self.a.jmp(behind),
-        }
-        .unwrap();
-        self.fragment(depth - 1);
-        // A label needs an instruction of its own.
-        self.a.set_label(&mut behind).unwrap();
-        self.a.nop().unwrap();
     }
 
     fn string(&mut self) {

@@ -144,11 +144,14 @@ fn handlers(window: Window) -> Vec<(u64, Vec<u8>)> {
     parts
 }
 
-impl<'a> Writer<'a> {
-    fn new(r: &'a mut Random, window: Window, user: bool, loops: u64) -> Self {
-        Self { r, a: CodeAssembler::new(32).unwrap(), window, user, loops }
+impl Shapes for Writer<'_> {
+    fn parts(&mut self) -> (&mut Random, &mut CodeAssembler) {
+        (self.r, &mut self.a)
     }
-
+    fn next_loop(&mut self) -> u64 {
+        self.loops += 1;
+        self.loops - 1
+    }
     fn fragment(&mut self, depth: u32) {
         match self.r.below(if self.user { 14 } else { 20 }) {
             0..=4 => self.instruction(),
@@ -167,6 +170,12 @@ impl<'a> Writer<'a> {
             18 => self.a.cli().unwrap(),
             _ => self.instruction(),
         }
+    }
+}
+
+impl<'a> Writer<'a> {
+    fn new(r: &'a mut Random, window: Window, user: bool, loops: u64) -> Self {
+        Self { r, a: CodeAssembler::new(32).unwrap(), window, user, loops }
     }
 
     /// One instruction of the kind that the other programs are made of, on memory of the window or the data.
@@ -199,35 +208,6 @@ impl<'a> Writer<'a> {
         if program::leaves_undefined(&bytes, 32) {
             self.a.cmp(eax, eax).unwrap();
         }
-    }
-
-    fn turns(&mut self, depth: u32) {
-        let counter = COUNTERS + 0x10 + self.loops * 4;
-        self.loops += 1;
-        let n = 1 + self.r.below(40) as u32;
-        self.a.mov(dword_ptr(counter), n).unwrap();
-        let mut top = self.a.create_label();
-        self.a.set_label(&mut top).unwrap();
-        for _ in 0..1 + self.r.below(3) {
-            self.fragment(depth - 1);
-        }
-        let a = &mut self.a;
-        asm!(a; sub(dword_ptr(counter), 1); jne(top););
-    }
-
-    fn over(&mut self, depth: u32) {
-        let mut behind = self.a.create_label();
-        match self.r.below(5) {
-            0 => self.a.jb(behind),
-            1 => self.a.je(behind),
-            2 => self.a.js(behind),
-            3 => self.a.jg(behind),
-            _ => self.a.jmp(behind),
-        }
-        .unwrap();
-        self.fragment(depth - 1);
-        self.a.set_label(&mut behind).unwrap();
-        self.a.nop().unwrap();
     }
 
     fn string(&mut self) {
