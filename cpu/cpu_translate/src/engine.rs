@@ -9,6 +9,7 @@ use crate::budget::Budget;
 use crate::code_memory::CodeMemory;
 use crate::feedback::{Feedback, KnownWay, WayOut};
 use crate::journal::Journal;
+use crate::path::MAX_INSTRUCTIONS;
 use crate::table::{TABLE_ENTRIES, Table, nothing};
 use crate::thunks::{Thunks, slot};
 use crate::{block, host, plan, runtime, x87};
@@ -383,7 +384,7 @@ impl Engine {
 
     /// Another block may not find room.
     fn is_full(&self) -> bool {
-        let most = 2 * block::MAX_INSTRUCTIONS;
+        let most = 2 * MAX_INSTRUCTIONS;
         self.memory.left() < BLOCK_BYTES
             || self.sites.len() + most > self.budget.sites
             || self.exits.len() + most > self.budget.exits

@@ -1,10 +1,11 @@
 //! Emitted code is a contract: how many host instructions each guest instruction of some snippets becomes stands in
 //! `golden/snippets.txt`. `GOLDEN=write cargo nextest run -p cpu_translate golden` writes it anew; the diff is what is reviewed.
 
-use crate::block::{self, Source, Ways};
+use crate::block::{self, Source};
 use crate::elide;
 use crate::emit::Emitter;
 use crate::engine::{Engine, FLAT_32};
+use crate::path::{self, Ways};
 use cpu_soft::translate::{Heat, Place};
 use guest_memory::GuestRam;
 use iced_x86::code_asm::*;
@@ -207,7 +208,7 @@ fn read(
     mode: u32,
     heat: &Heat<'_>,
     careful: bool,
-    extent: block::Extent,
+    extent: path::Extent,
 ) -> (Engine, Place, Source) {
     let ram = GuestRam::for_test(1 << 20);
     let engine = Engine::for_golden(&ram, FeatureSet::of(Feature::ALL));
@@ -224,7 +225,7 @@ fn read(
 
 /// What was emitted, in numbers.
 fn describe(name: &str, code: &[u8], mode: u32, heat: &Heat<'_>) -> String {
-    let (mut engine, place, source) = read(code, mode, heat, false, block::HOT);
+    let (mut engine, place, source) = read(code, mode, heat, false, path::HOT);
     let base = engine.memory.next();
     let mut emitter = Emitter::new(base, &place, 2, 0, &mut engine);
     emitter.block(&source);
@@ -282,7 +283,7 @@ fn what_could_not_be_had_as_a_range_is_not_tried_again() {
     a.jmp(AWAY).unwrap();
     let code = a.assemble(AT).unwrap();
     let grouped = |careful| -> Vec<bool> {
-        let (_, _, source) = read(&code, LONG, &|_| 0, careful, block::HOT);
+        let (_, _, source) = read(&code, LONG, &|_| 0, careful, path::HOT);
         source.items[..6].iter().map(|item| item.operand.is_some()).collect()
     };
     assert_eq!(grouped(false), [true; 6]);
@@ -303,5 +304,5 @@ fn code_that_is_not_hot_goes_less_far() {
         (source.items.len(), source.is_long)
     };
     // Up to the fifth branch, and to the end.
-    assert_eq!([read(block::LUKEWARM), read(block::HOT)], [(10, false), (13, true)]);
+    assert_eq!([read(path::LUKEWARM), read(path::HOT)], [(10, false), (13, true)]);
 }

@@ -114,7 +114,7 @@ mod tests {
         let place = Place { linear: 0x40_0100, at: 0x100, mode, checks_itself: false };
         let mut page = Box::new([0xF4; 4096]);
         page[0x100..0x103].copy_from_slice(&[0x48, 0x01, 0xD8]); // add rax, rbx
-        let ways = crate::block::Ways::counted(&|_| 0, crate::block::HOT);
+        let ways = crate::path::Ways::counted(&|_| 0, crate::path::HOT);
         let source = crate::block::read(&engine, &place, &engine.host(0), page, None, ways);
         let base = engine.memory.next();
         let mut emitter = crate::emit::Emitter::new(base, &place, 2, 0, &mut engine);

@@ -6,7 +6,7 @@
 //! - `engine.rs`: translations of one vCPU, entry and exit; `engine/ways.rs`: from one to another. `runtime.rs`: what
 //!   emitted code calls.
 //! - `code_memory.rs`: where the code lies; `budget.rs`: how much of it. `table.rs`: where indirect branches look. `thunks.rs`: the fixed pieces of code.
-//! - `block.rs`: a superblock from its bytes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
+//! - `block.rs`: a superblock from its bytes, `path.rs`: which way it takes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
 //! - `feedback.rs`: which blocks are hot, and what is learnt of them; `chain.rs`: accesses that wait for other loads.
 //! - `elide.rs`: which memory accesses share a check. `vector.rs`: SSE and AVX. `x87.rs`: the x87 unit.
 //! - `journal.rs`: what was translated, for people and for `perf`.
@@ -30,6 +30,7 @@ mod golden;
 mod host;
 mod journal;
 mod liveness;
+mod path;
 mod plan;
 mod runtime;
 mod table;
