@@ -18,6 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How long a batch may take.
 const TIMEOUT_MS: i32 = 20_000;
 
+/// Whether the host's processor is one of AMD's: where the manuals differ, so do processors.
+pub fn is_amd() -> bool {
+    let leaf = core::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes)
+}
+
 /// Shared between the processes.
 #[repr(C)]
 struct Shared {

@@ -17,6 +17,9 @@ const VARIES: &[&str] =
 const OTHER_IN_QEMU: &[&str] = &["rdpmc", "int1/icebp", "monitor", "movd mm0,[rdi]"];
 /// Bytes of a save area that hold where the last x87 instruction was: processors differ.
 const X87_POINTERS: std::ops::Range<usize> = 8..24;
+/// MXCSR_MASK in a save area, its third byte: AMD's processors also have bit 17, MM (APM volume 1, 4.2.2 MXCSR Register).
+const MXCSR_MASK: usize = 30;
+const MXCSR_MASK_MM: u8 = 1 << 1;
 const FLAGS: u64 = 0xCC1;
 
 /// What an instruction left behind.
@@ -64,6 +67,7 @@ fn run(g: &mut Guest, (name, code): &Class) -> Result {
     g.ram.load_bytes(DATA, &mut memory);
     if name.contains("save") || name.contains("xrstor") {
         memory[X87_POINTERS].fill(0);
+        memory[MXCSR_MASK] &= !MXCSR_MASK_MM;
     }
     let x = &state.x87;
     let vectors =

@@ -4,6 +4,7 @@ use crate::lane::{self, Binary, DENORMAL, INVALID, PRECISION, ZERO_DIVIDE, denor
 use crate::real::{self, Real, Target};
 use crate::value::{Class, Format, Value};
 use crate::x87::{C0, C1, C2, C3, Computed, Unit, index};
+use differential::native::is_amd;
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 use rustc_apfloat::{Float, Round};
 use std::cmp::Ordering;
@@ -244,13 +245,23 @@ fn scale(_: &Unit<'_>, a: Value, b: Value) -> Computed {
         };
     }
     if b.is_zero() {
-        return Computed::bits(encode(a.real), before); // no underflow
+        return unchanged(a, before);
     }
     const FAR: i128 = 0x1_0000;
     let by = real::to_integer(b.real, Round::TowardZero, 64).map_or(i128::MAX, |(value, _)| value);
     let by = if by == i128::MAX && b.negative { -FAR } else { by.clamp(-FAR, FAR) };
     let real = if a.real.is_finite_non_zero() { a.real.scalbn(by as i32) } else { a.real };
     Computed::exact(real, Target::Extended, before)
+}
+
+/// The operand is the result. For AMD's processors it is computed, and a denormal underflows, if that is not masked;
+/// for Intel's it is not. The interpreter's unit is the host's.
+fn unchanged(a: Value, before: u32) -> Computed {
+    if is_amd() && a.real.is_finite() {
+        Computed::exact(a.real, Target::Extended, before)
+    } else {
+        Computed::bits(encode(a.real), before)
+    }
 }
 
 /// The encoding of a number that needs no rounding.
@@ -307,8 +318,7 @@ fn remainder(u: &mut Unit<'_>, nearest: bool) {
         u.open_status = C0 | C2 | C3;
     }
     let (rest, quotient) = if a.is_zero() || b.is_infinite() {
-        // As it is, and no underflow.
-        (Computed::bits(encode(a.real), before), 0)
+        (unchanged(a, before), 0)
     } else {
         match whole_remainder(a.real, b.real, nearest) {
             Some((rest, quotient)) => (Computed::exact(rest, Target::Extended, before), quotient),
