@@ -2,6 +2,7 @@
 //! them, and as the interpreter has them.
 
 use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};
+use x86_defs::flags;
 use x86_defs::xsave::*;
 use x86_emulate::cpu::{ExtendedState, F80, X87};
 
@@ -65,7 +66,7 @@ impl XsaveArea {
             state.x87 = self.x87();
         }
         if present & (XCR0_SSE | XCR0_AVX) != 0 {
-            state.mxcsr = u32::from_le_bytes(self.get(MXCSR));
+            state.mxcsr = u32::from_le_bytes(self.get(MXCSR)) & flags::MXCSR_MASK;
         }
         for (i, register) in state.ymm.iter_mut().enumerate() {
             for (half, word) in register.iter_mut().enumerate() {
@@ -129,6 +130,15 @@ mod tests {
         assert_eq!(std::format!("{:?}", area.state()), std::format!("{state:?}"));
         // ST(0) is the first in the area, wherever TOP is.
         assert_eq!(area.u64(ST0), 1 << 63 | 3);
+    }
+
+    /// AMD's processors let any program set MXCSR.MM, which the CPU models lack: a state with it could not be restored.
+    #[test]
+    fn what_no_cpu_model_has_in_mxcsr_is_not_read() {
+        let mut area = XsaveArea::default();
+        area.set(&busy(), true);
+        area.put(MXCSR, 0x2_1F81u32.to_le_bytes());
+        assert_eq!(area.state().mxcsr, 0x1F81);
     }
 
     #[test]

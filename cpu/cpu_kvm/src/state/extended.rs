@@ -4,6 +4,7 @@ use hypervisor::VcpuState;
 use hypervisor::state::Float80;
 use kvm_bindings::{kvm_xcr, kvm_xcrs, kvm_xsave};
 use x86_defs::control::{XCR0_AVX, XCR0_SSE, XCR0_X87};
+use x86_defs::flags;
 use x86_defs::xsave::*;
 
 /// Of the kernel's structure.
@@ -81,7 +82,7 @@ pub fn read(state: &mut VcpuState, xsave: &kvm_xsave) {
     }
     state.sse = Default::default();
     if present & (XCR0_SSE | XCR0_AVX) != 0 {
-        state.sse.mxcsr = u32::from_le_bytes(area.get(MXCSR));
+        state.sse.mxcsr = u32::from_le_bytes(area.get(MXCSR)) & flags::MXCSR_MASK;
     }
     if present & XCR0_SSE != 0 {
         state.sse.xmm = area.pairs(XMM0);

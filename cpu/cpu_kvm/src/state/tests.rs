@@ -1,11 +1,13 @@
 //! Random states, into KVM and back.
 
+use super::extended;
 use crate::engine::KvmHypervisor;
 use apic::ApicState;
 use guest_memory::GuestRam;
 use guest_time::GuestClock;
 use hypervisor::state::{Float80, InterruptShadow, PendingEvent, RunState};
 use hypervisor::{CpuModel, Hypervisor, Partition, PartitionLayout, Vcpu, VcpuState, Wake};
+use kvm_bindings::kvm_xsave;
 use proptest::prelude::*;
 use saved_state::{from_blob, to_blob};
 use std::sync::Arc;
@@ -273,6 +275,17 @@ fn states_survive_kvm() {
         }
         prop_assert_eq!(back, state);
     });
+}
+
+/// AMD's processors let any program set MXCSR.MM, which the CPU models lack: a state with it could not be restored.
+#[test]
+fn what_no_cpu_model_has_in_mxcsr_is_not_saved() {
+    let mut area = kvm_xsave::default();
+    extended::write(&VcpuState::default(), &mut area);
+    area.region[x86_defs::xsave::MXCSR / 4] = 0x2_1F81;
+    let mut state = VcpuState::default();
+    extended::read(&mut state, &area);
+    assert_eq!(state.sse.mxcsr, 0x1F81);
 }
 
 /// The software engine's state after power-up is KVM's, too.
