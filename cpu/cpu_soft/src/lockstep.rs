@@ -6,8 +6,8 @@
 //! from elsewhere (ports, MMIO, local APIC, time, random numbers) it is given as the translator got it, and what it sends
 //! there must be the same. Then registers and all pages that either wrote are compared.
 //!
-//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6) or that are undefined, accessed and dirty bits, which only
-//! come early; and runs in which the engine itself writes guest memory (kvmclock). A device that writes RAM of its own
+//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6) or that are undefined (where a program stores these, PUSHF
+//! or SYSCALL, the interpreter is tried with each value: they are the processor's in emitted code), accessed and dirty bits, which only come early; and runs in which the engine itself writes guest memory (kvmclock). A device that writes RAM of its own
 //! meanwhile may be taken for a difference.
 
 use crate::core::SoftCore;
@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use hashbrown::HashMap;
-use x86_decode::{Decoded, FlowControl, MAX_LENGTH, decode, flag_use};
+use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, decode, flag_use};
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags::{self, STATUS};
 use x86_emulate::cpu::RIP;
@@ -31,10 +31,14 @@ use x86_emulate::{Cpu, Fault, Step};
 const RUN: i64 = 300;
 /// Instructions that the interpreter may take more: repeated ones are counted in pieces.
 const MORE: i64 = 600;
+/// Undefined flags of a run that are guessed: two of a shift, four of a multiplication, each time that a program stores them.
+const GUESSED: u32 = 6;
 /// Hears of differences, and at the end how much was compared.
 pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
 type Page = Box<[u8; 4096]>;
+/// What pages held before the run, and behind it.
+type Written = HashMap<u64, (Page, Page)>;
 
 /// What a run had to do with the world outside, and what the pages that it wrote held before.
 #[derive(Default)]
@@ -64,11 +68,20 @@ pub(crate) struct Lockstep {
     differences: u32,
     /// Addresses of what was interpreted last.
     trail: Vec<u64>,
+    /// How undefined flags are where they are stored.
+    guess: Option<Guess>,
+}
+
+/// Bit n: whether the n-th undefined flag that is stored is set.
+#[derive(Clone, Copy)]
+struct Guess {
+    bits: u32,
+    next: u32,
 }
 
 impl Lockstep {
     pub(crate) fn new(report: Report) -> Self {
-        Self { report, instructions: 0, runs: 0, unsure: 0, differences: 0, trail: Vec::new() }
+        Self { report, instructions: 0, runs: 0, unsure: 0, differences: 0, trail: Vec::new(), guess: None }
     }
     /// Something is wrong: the VM ends.
     pub(crate) fn has_failed(&self) -> bool {
@@ -183,34 +196,31 @@ impl SoftVcpu {
         }
         lockstep.instructions += ran as u64;
         let after = core.cpu.clone();
-        let written: HashMap<u64, (Page, Page)> = core::mem::take(&mut tape.pages)
+        let written: Written = core::mem::take(&mut tape.pages)
             .into_iter()
             .map(|(page, old)| (page, (old, load(&core.ram, page))))
             .collect();
-        written.iter().for_each(|(page, (old, _))| put(&core.ram, *page, old));
-        core.cpu = before.clone();
-        if tape.paging {
-            core.tlb.flush_all();
-        }
-        core.tlb.drop_write_tags();
-        tape.replays = true;
-        core.tape = Some(tape);
         let mut wanted = after.clone();
         if let Exit::Fault(op) = &exit {
             core.cpu = after.clone();
             wanted.gpr[RIP] = op.ip(core);
             core.cpu = before.clone();
         }
-        let done = self.interpret(ran, &wanted);
-        let tape = self.core.tape.take()?;
-        let mut text = self.differences(&wanted, &written, &tape);
-        let core = &mut *self.core;
-        written.iter().for_each(|(page, (_, new))| put(&core.ram, *page, new));
-        for (page, old) in tape.pages.iter().filter(|(page, _)| !written.contains_key(*page)) {
-            put(&core.ram, *page, old);
+        tape.replays = true;
+        self.core.tape = Some(tape);
+        let (mut text, done) = self.again(ran, &before, &wanted, &written, None)?;
+        let first = text.clone();
+        for bits in 0..1 << GUESSED {
+            if text.is_empty() {
+                break;
+            }
+            text = self.again(ran, &before, &wanted, &written, Some(Guess { bits, next: 0 }))?.0;
         }
+        let core = &mut *self.core;
+        core.tape = None;
         core.cpu = after;
         if !text.is_empty() {
+            text = first;
             let (from, to) = (before.gpr[RIP], wanted.gpr[RIP]);
             let _ = write!(text, "\n{ran} instructions, {done} interpreted, from {from:#x}");
             self.core.write_code(&mut text, &before);
@@ -222,6 +232,40 @@ impl SoftVcpu {
             }
         }
         Some(exit)
+    }
+
+    /// The run of `ran` instructions once more, by the interpreter, from the state `before`: what is not as `wanted` and
+    /// in the pages `written` (before, behind), and how many instructions it took. Memory is as the translator left it then.
+    fn again(
+        &mut self,
+        ran: i64,
+        before: &Cpu,
+        wanted: &Cpu,
+        written: &Written,
+        guess: Option<Guess>,
+    ) -> Option<(String, i64)> {
+        let core = &mut *self.core;
+        written.iter().for_each(|(page, (old, _))| put(&core.ram, *page, old));
+        core.cpu = before.clone();
+        let tape = core.tape.as_mut()?;
+        (tape.next, tape.wrong) = (0, None);
+        if tape.paging {
+            core.tlb.flush_all();
+        }
+        core.tlb.drop_write_tags();
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.guess = guess;
+        }
+        let done = self.interpret(ran, wanted);
+        let tape = self.core.tape.take()?;
+        let text = self.differences(wanted, written, &tape);
+        let core = &mut *self.core;
+        written.iter().for_each(|(page, (_, new))| put(&core.ram, *page, new));
+        for (page, old) in tape.pages.iter().filter(|(page, _)| !written.contains_key(*page)) {
+            put(&core.ram, *page, old);
+        }
+        core.tape = Some(tape);
+        Some((text, done))
     }
 
     /// Interprets `count` instructions; then on until the registers are as `wanted`, but not for long.
@@ -244,18 +288,26 @@ impl SoftVcpu {
     /// Interprets at most `count` instructions of the block at RIP; how many it were.
     fn interpret_block(&mut self, count: i64) -> i64 {
         let linear = self.linear_ip();
-        let mut trail = self.lockstep.as_mut().map(|l| core::mem::take(&mut l.trail)).unwrap_or_default();
-        let ran = self.interpret_at(linear, count, &mut trail);
+        let Some(lockstep) = &mut self.lockstep else { return count };
+        let (mut trail, mut guess) = (core::mem::take(&mut lockstep.trail), lockstep.guess);
+        let ran = self.interpret_at(linear, count, &mut trail, &mut guess);
         if let Some(lockstep) = &mut self.lockstep {
-            lockstep.trail = trail;
+            (lockstep.trail, lockstep.guess) = (trail, guess);
         }
         ran
     }
 
-    fn interpret_at(&mut self, linear: u64, count: i64, trail: &mut Vec<u64>) -> i64 {
+    fn interpret_at(
+        &mut self,
+        linear: u64,
+        count: i64,
+        trail: &mut Vec<u64>,
+        guess: &mut Option<Guess>,
+    ) -> i64 {
         let id = match self.find_block(linear) {
             Ok(Some(id)) if !self.core.cpu.interrupt_shadow => id,
             Ok(_) => {
+                self.core.guess_flags(linear, trail, guess);
                 trail.push(linear);
                 self.run_single();
                 return 1;
@@ -271,6 +323,7 @@ impl SoftVcpu {
         core.block_page = block.watched_page();
         for (at, op) in ops.iter().enumerate() {
             let ran = (at as i64 + 1).min(i64::from(block.instructions));
+            core.guess_flags(op.ip(core), trail, guess);
             trail.push(op.ip(core));
             match (op.run)(core, op) {
                 Step::Next if ran == count => {
@@ -295,7 +348,7 @@ impl SoftVcpu {
     }
 
     /// In what the interpreter's state and memory are not as the translator's.
-    fn differences(&mut self, wanted: &Cpu, written: &HashMap<u64, (Page, Page)>, tape: &Tape) -> String {
+    fn differences(&mut self, wanted: &Cpu, written: &Written, tape: &Tape) -> String {
         let trail = self.lockstep.as_ref().map(|l| l.trail.clone()).unwrap_or_default();
         let core = &mut *self.core;
         let mut text = String::new();
@@ -373,14 +426,33 @@ impl SoftCore {
         self.live_at(self.cpu.gpr[RIP], 3)
     }
 
+    /// Before the instruction at `linear`: if it stores flags that those at `trail` left undefined, these become what is guessed.
+    fn guess_flags(&mut self, linear: u64, trail: &[u64], guess: &mut Option<Guess>) {
+        let Some(guess) = guess else { return };
+        let stores =
+            self.instruction(linear).is_some_and(|insn| flag_use::shows_all(&insn) && !insn.is_privileged());
+        let undefined = if stores { self.undefined_flags(trail) } else { 0 };
+        for flag in (0..u64::BITS).map(|n| 1 << n).filter(|flag| undefined & flag != 0) {
+            let set = guess.bits >> guess.next & 1 != 0;
+            self.cpu.flags.replace(flag, if set { flag } else { 0 });
+            guess.next = (guess.next + 1).min(GUESSED - 1);
+        }
+    }
+
+    /// The instruction at `linear`, if there is one.
+    fn instruction(&mut self, linear: u64) -> Option<Instruction> {
+        let (page, bits) = (self.code_page(linear)?, self.cpu.mode.bitness());
+        match decode(page.get((linear & 0xFFF) as usize..)?, bits, 0, self.shared.model.features) {
+            Decoded::Instruction(insn) => Some(insn),
+            _ => None,
+        }
+    }
+
     /// Arithmetic flags that the instructions at `trail` leave undefined.
     fn undefined_flags(&mut self, trail: &[u64]) -> u64 {
-        let (mut undefined, bits) = (0, self.cpu.mode.bitness());
+        let mut undefined = 0;
         for linear in trail {
-            let Some(page) = self.code_page(*linear) else { continue };
-            let (at, features) = ((linear & 0xFFF) as usize, self.shared.model.features);
-            if let Decoded::Instruction(insn) = decode(page.get(at..).unwrap_or_default(), bits, 0, features)
-            {
+            if let Some(insn) = self.instruction(*linear) {
                 undefined &= !flag_use::modified(&insn);
                 undefined |= flag_use::undefined(&insn);
             }

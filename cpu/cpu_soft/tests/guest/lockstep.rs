@@ -9,6 +9,7 @@ use hypervisor::VcpuExit;
 use iced_x86::code_asm::*;
 use std::sync::{Arc, Mutex};
 use x86_defs::cpuid::FeatureSet;
+use x86_defs::flags::{AF, CF, PF, STATUS};
 use x86_defs::msr;
 use x86_emulate::Core;
 use x86_emulate::cpu::RIP;
@@ -75,6 +76,55 @@ fn wrong_registers_and_memory_are_told_and_end_the_vm() {
     let (exit, memory) = wrong(1, 3);
     assert!(matches!(exit, VcpuExit::Fatal(_)), "{exit:?}");
     assert!(memory.contains("memory at 0x30000: 0x3, interpreter 0x1"), "{memory}");
+}
+
+/// Does `mov edx, 48h; shr edx, 2; pushfq; pop rax` of 10 bytes at CODE, and leaves these flags.
+#[derive(Clone, Copy)]
+struct Shifts(u64);
+
+impl TranslatorFactory for Shifts {
+    fn create(&self, _: &GuestRam, _: FeatureSet, _: usize) -> Option<Box<dyn Translator>> {
+        Some(Box::new(*self))
+    }
+}
+
+impl Translator for Shifts {
+    fn threshold(&self) -> u32 {
+        0
+    }
+    fn run(&mut self, core: &mut SoftCore, place: &Place, _: &Heat<'_>) -> Option<Exit> {
+        if place.linear != CODE {
+            return None;
+        }
+        core.cpu.gpr[2] = 0x12;
+        core.cpu.flags.replace(STATUS, self.0);
+        core.cpu.gpr[0] = core.cpu.rflags_all();
+        let (stack, flags) = (core.cpu.gpr[4] - 8, core.cpu.gpr[0]);
+        assert!(core.store::<u64>(stack, flags).is_ok());
+        core.cpu.gpr[RIP] = CODE + 10;
+        core.hot.budget -= 4;
+        Some(Exit::Branch)
+    }
+    fn forget_page(&mut self, _: u64) {}
+    fn forget_all(&mut self) {}
+}
+
+/// A processor sets AF behind a shift (AMD's do), the interpreter clears it; who looks at it is not told a lie by either.
+#[test]
+fn undefined_flags_that_a_program_stores_are_no_difference() {
+    let shifts = |flags| {
+        ending(Arc::new(Shifts(flags)), |a| {
+            asm!(a; mov(edx, 0x48); shr(edx, 2); pushfq(); pop(rax); hlt(););
+        })
+    };
+    for undefined in [0, AF] {
+        let (exit, said) = shifts(PF | undefined);
+        assert!(matches!(exit, VcpuExit::Halted { .. }), "{exit:?} {said}");
+        assert!(said.contains("4 instructions in 1 runs compared, 0 runs not, 0 differences"), "{said}");
+    }
+    let (exit, said) = shifts(PF | CF);
+    assert!(matches!(exit, VcpuExit::Fatal(_)), "{exit:?}");
+    assert!(said.contains("register 0: 0x7, interpreter 0x6") && said.contains(", 1 differences"), "{said}");
 }
 
 #[test]
