@@ -6,9 +6,10 @@
 //! from elsewhere (ports, MMIO, local APIC, time, random numbers) it is given as the translator got it, and what it sends
 //! there must be the same. Then registers and all pages that either wrote are compared.
 //!
-//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6) or that are undefined (where a program stores these, PUSHF
-//! or SYSCALL, the interpreter is tried with each value: they are the processor's in emitted code), accessed and dirty bits, which only come early; and runs in which the engine itself writes guest memory (kvmclock). A device that writes RAM of its own
-//! meanwhile may be taken for a difference.
+//! Not compared: arithmetic flags that nothing reads before they are overwritten (ADR 6) or that are undefined, accessed and
+//! dirty bits, which only come early; and runs in which the engine itself writes guest memory (kvmclock). A device that
+//! writes RAM of its own meanwhile may be taken for a difference. In emitted code undefined flags are the processor's: where
+//! a program stores them (PUSHF, SYSCALL), the interpreter is tried with each value.
 
 use crate::core::SoftCore;
 use crate::mmu::{Access, Target};
@@ -77,6 +78,16 @@ pub(crate) struct Lockstep {
 struct Guess {
     bits: u32,
     next: u32,
+}
+
+/// What the translator did.
+struct Run {
+    /// Instructions.
+    count: i64,
+    before: Cpu,
+    /// Behind it.
+    wanted: Cpu,
+    written: Written,
 }
 
 impl Lockstep {
@@ -207,15 +218,18 @@ impl SoftVcpu {
             core.cpu = before.clone();
         }
         tape.replays = true;
-        self.core.tape = Some(tape);
-        let (mut text, done) = self.again(ran, &before, &wanted, &written, None)?;
+        core.tape = Some(tape);
+        let run = Run { count: ran, before, wanted, written };
+        let (mut text, done) = self.again(&run, None)?;
         let first = text.clone();
-        for bits in 0..1 << GUESSED {
-            if text.is_empty() {
-                break;
-            }
-            text = self.again(ran, &before, &wanted, &written, Some(Guess { bits, next: 0 }))?.0;
+        let (mut bits, mut guesses) = (0, 1);
+        while !text.is_empty() && bits < guesses {
+            text = self.again(&run, Some(Guess { bits, next: 0 }))?.0;
+            let stored = self.lockstep.as_ref().and_then(|l| l.guess).map_or(0, |guess| guess.next);
+            guesses = guesses.max(1 << stored);
+            bits += 1;
         }
+        let Run { before, wanted, .. } = run;
         let core = &mut *self.core;
         core.tape = None;
         core.cpu = after;
@@ -234,20 +248,15 @@ impl SoftVcpu {
         Some(exit)
     }
 
-    /// The run of `ran` instructions once more, by the interpreter, from the state `before`: what is not as `wanted` and
-    /// in the pages `written` (before, behind), and how many instructions it took. Memory is as the translator left it then.
-    fn again(
-        &mut self,
-        ran: i64,
-        before: &Cpu,
-        wanted: &Cpu,
-        written: &Written,
-        guess: Option<Guess>,
-    ) -> Option<(String, i64)> {
+    /// `run` once more, by the interpreter: what is not as the translator left it, and how many instructions it took. Memory
+    /// is as the translator left it then.
+    fn again(&mut self, run: &Run, guess: Option<Guess>) -> Option<(String, i64)> {
+        let Run { count, before, wanted, written } = run;
         let core = &mut *self.core;
         written.iter().for_each(|(page, (old, _))| put(&core.ram, *page, old));
         core.cpu = before.clone();
         let tape = core.tape.as_mut()?;
+        let faulted = tape.faulted;
         (tape.next, tape.wrong) = (0, None);
         if tape.paging {
             core.tlb.flush_all();
@@ -256,14 +265,16 @@ impl SoftVcpu {
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.guess = guess;
         }
-        let done = self.interpret(ran, wanted);
-        let tape = self.core.tape.take()?;
+        let done = self.interpret(*count, wanted);
+        let mut tape = self.core.tape.take()?;
         let text = self.differences(wanted, written, &tape);
         let core = &mut *self.core;
         written.iter().for_each(|(page, (_, new))| put(&core.ram, *page, new));
         for (page, old) in tape.pages.iter().filter(|(page, _)| !written.contains_key(*page)) {
             put(&core.ram, *page, old);
         }
+        // Gone astray, it may have come to faults that are not of this run.
+        tape.faulted = faulted;
         core.tape = Some(tape);
         Some((text, done))
     }
@@ -435,7 +446,7 @@ impl SoftCore {
         for flag in (0..u64::BITS).map(|n| 1 << n).filter(|flag| undefined & flag != 0) {
             let set = guess.bits >> guess.next & 1 != 0;
             self.cpu.flags.replace(flag, if set { flag } else { 0 });
-            guess.next = (guess.next + 1).min(GUESSED - 1);
+            guess.next = (guess.next + 1).min(GUESSED);
         }
     }
 

@@ -65,9 +65,8 @@ fn run(g: &mut Guest, (name, code): &Class) -> Result {
     let state = g.vcpus[0].save().unwrap();
     let mut memory = vec![0; 0x2000];
     g.ram.load_bytes(DATA, &mut memory);
-    if name.contains("save") || name.contains("xrstor") {
+    if saves(name) {
         memory[X87_POINTERS].fill(0);
-        memory[MXCSR_MASK] &= !MXCSR_MASK_MM;
     }
     let x = &state.x87;
     let vectors =
@@ -86,6 +85,11 @@ fn run(g: &mut Guest, (name, code): &Class) -> Result {
     }
 }
 
+/// Whether there is a save area behind it.
+fn saves(name: &str) -> bool {
+    name.contains("save") || name.contains("xrstor")
+}
+
 #[test]
 fn every_class_of_instructions_comes_out_as_on_the_interpreter() {
     let Some(mut kvm) = Guest::new(1) else { return };
@@ -102,6 +106,10 @@ fn every_class_of_instructions_comes_out_as_on_the_interpreter() {
             // A processor may have more than the CPU model says; KVM does not hide that.
             more.push(name);
             continue;
+        }
+        if saves(name) {
+            // Only what is more there: the interpreter does not have it.
+            seen.memory[MXCSR_MASK] &= expected.memory[MXCSR_MASK] | !MXCSR_MASK_MM;
         }
         if VARIES.iter().any(|other| name.starts_with(other)) {
             for result in [&mut expected, &mut seen] {
