@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::{exec, workspace};
+use crate::{exec, metal, workspace};
 
 /// A program (or a file that is no program), the Debian package that holds it and what it is for.
 struct Need {
@@ -60,7 +60,7 @@ pub struct SetupOptions {
 }
 
 pub fn run(options: &SetupOptions) -> Result<()> {
-    packages()?;
+    all()?;
     let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| exec::find(program).is_none()).collect();
     for (program, name) in missing {
         if options.tools {
@@ -74,6 +74,12 @@ pub fn run(options: &SetupOptions) -> Result<()> {
     Ok(())
 }
 
+/// All but the programs of the Rust world: the packages, and what builds for bare metal.
+pub fn all() -> Result<()> {
+    packages()?;
+    metal::install_toolchain()
+}
+
 /// The Debian packages alone.
 pub fn packages() -> Result<()> {
     let missing: Vec<_> = NEEDS.iter().filter(|need| exec::find(need.program).is_none()).collect();
@@ -84,6 +90,11 @@ pub fn packages() -> Result<()> {
         eprintln!("{} is missing: {} (package {})", need.program, need.purpose, need.package);
     }
     let names: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    install(&names)
+}
+
+/// Installs these Debian packages.
+pub fn install(names: &[&str]) -> Result<()> {
     let by_hand = format!("apt-get install --no-install-recommends {}", names.join(" "));
     if exec::find("apt-get").is_none() {
         bail!("this host has no apt-get; install these by hand: {}", names.join(" "));
@@ -107,6 +118,6 @@ pub fn packages() -> Result<()> {
     };
     apt(&["update"])?;
     let mut install = vec!["install", "-y", "--no-install-recommends"];
-    install.extend(&names);
+    install.extend(names);
     apt(&install)
 }

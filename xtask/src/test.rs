@@ -20,7 +20,7 @@ pub struct TestOptions {
 pub fn run(options: &TestOptions) -> Result<()> {
     let seed = options.seed.unwrap_or_else(trials::seed_from_clock);
     let mut summary = Summary::new(format!("cargo xtask test, commit {}, seed {seed}", workspace::commit()));
-    summary.step("set-up", || setup::packages().map(|()| Outcome::Passed));
+    summary.step("set-up", || setup::all().map(|()| Outcome::Passed));
     code(&mut summary, &[]);
     if options.no_guests {
         summary.not_run("guest trials", "left out by --no-guests");

@@ -25,6 +25,7 @@ use bochs::Bochs;
 use bundle::BundleOptions;
 use emulator::{Boot, Ending, Qemu};
 pub use rows::test;
+pub use toolchain::install as install_toolchain;
 use toolchain::{NONE, UEFI};
 
 /// The campaign's part: the rows, and costs beside Xen and KVM.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{exec, workspace};
+use crate::{exec, setup, workspace};
 
 /// A target without an operating system.
 pub struct Target {
@@ -32,6 +32,7 @@ pub const UEFI: Target = Target {
     rustflags: "",
     suffix: ".efi",
 };
+const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib";
@@ -62,9 +63,28 @@ pub fn find(target: &Target) -> Result<Toolchain> {
         return Ok(Toolchain::Debian { linker });
     }
     bail!(
-        "nothing here builds for {target}: run `rustup target add {target}`, or on Debian \
-         `apt-get install rustc-web cargo-web rust-web-src`"
+        "nothing here builds for {target}: run `cargo xtask setup` (or `rustup target add {target}`, or on Debian \
+         `apt-get install {}`)",
+        DEBIAN_PACKAGES.join(" ")
     )
+}
+
+/// Installs one if there is none: rustup's targets, or if these cannot be had Debian's compiler.
+pub fn install() -> Result<()> {
+    let is_there = || find(&NONE).and(find(&UEFI)).is_ok();
+    if is_there() {
+        return Ok(());
+    }
+    eprintln!("what builds for bare metal is missing: installing it");
+    let targets = ["target", "add", NONE.name, UEFI.name];
+    if exec::find("rustup").is_some()
+        && exec::run(&workspace::root(), "rustup", &targets).is_ok()
+        && is_there()
+    {
+        return Ok(());
+    }
+    setup::install(DEBIAN_PACKAGES)?;
+    find(&NONE).and(find(&UEFI)).map(drop)
 }
 
 fn has_core(libraries: &Path) -> bool {
