@@ -34,6 +34,7 @@ const NEEDS: &[Need] = &[
         package: "bochsbios",
         purpose: "the same for its firmware",
     },
+    Need { program: metal::BOCHS_VGA, package: "vgabios", purpose: "the same for its graphics card" },
     Need {
         program: "/boot/xen-4.17-amd64.gz",
         package: "xen-hypervisor-4.17-amd64",

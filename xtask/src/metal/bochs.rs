@@ -17,7 +17,8 @@ pub const BOCHS: &str = "bochs-bin";
 const MTOOLS: [&str; 3] = ["mformat", "mmd", "mcopy"];
 /// OVMF's build of 2 MiB, variables first: what fits below 4 GiB as Bochs maps firmware.
 const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
-const VGA: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
+/// A link of Bochs's package to a file of another one, which that one does not insist on.
+pub const VGA: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
 const MEMORY_MIB: u32 = 512;
 /// Instructions that Bochs takes for a second.
 const SPEED: u32 = 50_000_000;

@@ -22,6 +22,7 @@ use guest_trials::Outcome;
 use crate::summary::Summary;
 use crate::workspace;
 use bochs::Bochs;
+pub use bochs::VGA as BOCHS_VGA;
 use bundle::BundleOptions;
 use emulator::{Boot, Ending, Qemu};
 pub use rows::test;
