@@ -4,7 +4,7 @@ use crate::core::SoftCore;
 use crate::mixed::may_change_code;
 use crate::shared::Watch;
 use alloc::vec::Vec;
-use x86_decode::{Decoded, FlowControl, Instruction};
+use x86_decode::{Decoded, FlowControl, Instruction, Reader};
 use x86_defs::Exception;
 use x86_defs::cpuid::FeatureSet;
 use x86_defs::flags::STATUS;
@@ -39,8 +39,9 @@ impl Builder {
         self.ops.clear();
         let mut at = 0usize;
         let mut closing = None;
+        let mut reader = Reader::new(bytes, mode.bitness(), 0, features);
         while self.decoded.len() < limit.min(MAX_OPS) {
-            match x86_decode::decode(&bytes[at..], mode.bitness(), at as u64, features) {
+            match reader.at(at) {
                 Decoded::Instruction(insn) => {
                     self.decoded.push((insn, at as u16));
                     at += insn.len();

@@ -12,7 +12,7 @@ use crate::path::{Extent, Path, Ways};
 use crate::plan::{self, Plan};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Heat, Place};
-use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, decode};
+use x86_decode::{Decoded, FlowControl, Instruction, MAX_LENGTH, Mnemonic, Reader, decode};
 use x86_defs::Exception;
 use x86_defs::control::CR4_SMAP;
 use x86_defs::flags::STATUS;
@@ -119,6 +119,26 @@ pub struct Source {
     pub is_long: bool,
 }
 
+/// Room for a [`Source`], kept from one to the next.
+pub struct Scratch {
+    /// The RAM page.
+    pub page: Box<[u8; PAGE]>,
+    items: Vec<Item>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { page: Box::new([0; PAGE]), items: Vec::with_capacity(TYPICAL_INSTRUCTIONS) }
+    }
+}
+
+impl From<Source> for Scratch {
+    fn from(Source { page, mut items, .. }: Source) -> Self {
+        items.clear();
+        Self { page, items }
+    }
+}
+
 /// Translates the code at `place`; `key`: a context, perhaps [`CAREFUL`]; `hot`: with guesses (`feedback.rs`). `None`: there is nothing to guess, or its first instruction does not fit the page, as may happen if somebody just
 /// changed it.
 pub fn translate(
@@ -129,8 +149,8 @@ pub fn translate(
     heat: &Heat<'_>,
     hot: bool,
 ) -> Option<Block> {
-    let mut page = Box::new([0; PAGE]);
-    core.ram().load_bytes(place.at & !0xFFF, &mut page[..]);
+    let mut scratch = engine.scratch.take().unwrap_or_default();
+    core.ram().load_bytes(place.at & !0xFFF, &mut scratch.page[..]);
     let wide = place.mode.is_long();
     let next = (place.linear | (PAGE as u64 - 1)).wrapping_add(1);
     // 32-bit code does not go on behind 4 GiB.
@@ -150,7 +170,7 @@ pub fn translate(
     // What was hot before its page was written still is.
     let extent = Extent::of(place, guesses.is_some());
     let ways = Ways { heat, known: &known, renewed, extent };
-    let mut source = read(engine, place, &engine.host(key & !CAREFUL), page, behind.as_ref(), ways);
+    let mut source = read(engine, place, &engine.host(key & !CAREFUL), scratch, behind.as_ref(), ways);
     elide::find_groups(&mut source, place.linear & !(PAGE as u64 - 1), wide, key & CAREFUL != 0);
     let (entry, smap) = (core.cpu.msrs.lstar, core.cpu.cr4 & CR4_SMAP != 0);
     source.system_calls = SystemCalls { entry, smap };
@@ -182,7 +202,9 @@ pub fn translate(
         journal.note(place, &source, base, &code, &marks);
     }
     engine.memory.append(&code);
-    Some(Block { way: source.way, ..block })
+    let way = source.way;
+    engine.scratch = Some(source.into());
+    Some(Block { way, ..block })
 }
 
 /// Decodes and plans the code at `place` in `page`, along the way that it most likely takes.
@@ -191,22 +213,22 @@ pub fn read(
     engine: &Engine,
     place: &Place,
     host: &plan::Host,
-    page: Box<[u8; PAGE]>,
+    Scratch { page, mut items }: Scratch,
     behind: Option<&[u8; MAX_LENGTH]>,
     ways: Ways<'_>,
 ) -> Source {
     let first = place.at as usize & (PAGE - 1);
     let bits = place.mode.bitness();
     let ctx = |at: u16| LowerContext { mode: place.mode, features: engine.features, at, live_flags: STATUS };
-    let mut items: Vec<Item> = Vec::with_capacity(TYPICAL_INSTRUCTIONS);
     let heat = |offset: u64| (ways.heat)(place.at & !(PAGE as u64 - 1) | offset);
     let mut path = Path::new(first as u64, place.checks_itself, &heat, &ways);
     let mut at = first;
     let mut closing = None;
+    let mut reader = Reader::new(&page[..], bits, 0, engine.features);
     while path.has_room(items.len()) {
         let mut both = [0; 2 * MAX_LENGTH];
         let mut bytes = &page[at..];
-        let mut decoded = decode(bytes, bits, at as u64, engine.features);
+        let mut decoded = reader.at(at);
         if let (Decoded::NeedMore, Some(second), false) = (&decoded, behind, at == PAGE) {
             let first = bytes.len();
             both[..first].copy_from_slice(bytes);
@@ -297,18 +319,19 @@ struct Lowered {
 }
 
 fn lowered(insn: &Instruction, ctx: &LowerContext) -> Lowered {
-    let integer = integer::lower(insn, ctx);
-    let is_integer = integer.is_some();
-    let pure = integer.or_else(|| vector::lower(insn, ctx)).or_else(|| x87::lower(insn, ctx));
+    // The interpreter's order: the system's family comes before the vector and x87 families, and shares nothing with this.
+    if let Some(op) = integer::lower(insn, ctx) {
+        return Lowered { op, pure: true, integer: true };
+    }
+    let pure = match x86_emulate::system::lower::<SoftCore>(insn, ctx) {
+        Some(_) => None,
+        None => vector::lower(insn, ctx).or_else(|| x87::lower(insn, ctx)),
+    };
     let (op, pure) = match pure {
-        // The families are asked in the interpreter's order; one of the system's comes before some of these.
-        Some(_) if x86_emulate::system::lower::<SoftCore>(insn, ctx).is_some() => {
-            (lower::lower(insn, ctx), false)
-        }
         Some(op) => (op, !loads_masks(insn)),
         None => (lower::lower(insn, ctx), false),
     };
-    Lowered { op, pure, integer: is_integer }
+    Lowered { op, pure, integer: false }
 }
 
 /// The masks of MXCSR and of the x87 control word are a part of the context.
@@ -337,18 +360,18 @@ fn loads_masks(insn: &Instruction) -> bool {
 fn find_live(source: &mut Source, bits: u32, engine: &Engine) {
     // Code that is not compared may change.
     let known = !source.checks_itself;
-    let ahead = |page: &[u8], at: u64| {
-        if known && at < PAGE as u64 { liveness::at(page, bits, at, engine.features) } else { liveness::ALL }
-    };
+    let mut reader = Reader::new(&source.page[..], bits, 0, engine.features);
+    let mut ahead =
+        |at: u64| if known && at < PAGE as u64 { liveness::at(&mut reader, at) } else { liveness::ALL };
     if source.closing.is_none() && source.items.last().is_some_and(Item::goes_on) {
-        source.live_end = ahead(&source.page[..], u64::from(source.end));
+        source.live_end = ahead(u64::from(source.end));
     }
     let mut live = source.live_end;
     for i in (0..source.items.len()).rev() {
         let item = &mut source.items[i];
         item.live_after = live;
         if let Some(other) = item.other_way() {
-            item.live_target = ahead(&source.page[..], other);
+            item.live_target = ahead(other);
         }
         live = match item.plan {
             Plan::Jcc(_) => item.live_target | live | liveness::effect(&item.insn).0,

@@ -12,6 +12,7 @@
 use crate::block::{Item, Source};
 use crate::plan::{self, Access, Plan, number};
 use crate::thunks::slot;
+use smallvec::SmallVec;
 use x86_decode::{Code, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
 
 /// Longest range of a group, in bytes: the longer, the more often it crosses a page.
@@ -220,14 +221,14 @@ struct Open {
     /// An offset that must be a multiple of `align`.
     aligned: i64,
     /// Index of the item, whether it is the implied access to the stack, offset.
-    members: Vec<(usize, bool, i64)>,
+    members: SmallVec<[(usize, bool, i64); 4]>,
 }
 
 impl Open {
     fn new(root: Root, offset: i64, access: Access) -> Self {
         let end = offset.saturating_add(access.size.into());
         let (write, align) = (access.write, access.align);
-        Self { root, start: offset, end, write, align, aligned: offset, members: Vec::new() }
+        Self { root, start: offset, end, write, align, aligned: offset, members: SmallVec::new() }
     }
 
     /// Takes one more access in, if it fits.

@@ -151,6 +151,8 @@ pub struct Engine {
     pub next_guess: usize,
     /// The way of the block that the next translation takes the place of.
     pub renewed: Option<KnownWay>,
+    /// For the next translation.
+    pub scratch: Option<block::Scratch>,
     /// Times that the countdown ran out.
     expired: u32,
 }
@@ -185,6 +187,7 @@ impl Engine {
             stale: None,
             feedback: Feedback::new(threshold == 0),
             next_guess: 0,
+            scratch: None,
             expired: 0,
             renewed: None,
         })

@@ -212,13 +212,14 @@ fn read(
 ) -> (Engine, Place, Source) {
     let ram = GuestRam::for_test(1 << 20);
     let engine = Engine::for_golden(&ram, FeatureSet::of(Feature::ALL));
-    let mut page = Box::new([0xF4; 4096]);
+    let mut scratch = block::Scratch::default();
+    scratch.page.fill(0xF4);
     let offset = AT as usize & 0xFFF;
-    page[offset..offset + code.len()].copy_from_slice(code);
+    scratch.page[offset..offset + code.len()].copy_from_slice(code);
     let mode = ModeKey(mode | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX);
     let place = Place { linear: AT, at: offset as u64, mode, checks_itself: false };
     let mut source: Source =
-        block::read(&engine, &place, &engine.host(0), page, None, Ways::counted(heat, extent));
+        block::read(&engine, &place, &engine.host(0), scratch, None, Ways::counted(heat, extent));
     elide::find_groups(&mut source, AT & !0xFFF, mode.is_long(), careful);
     (engine, place, source)
 }

@@ -112,10 +112,11 @@ mod tests {
             x86_emulate::ModeKey::LONG | x86_emulate::ModeKey::LMA | x86_emulate::ModeKey::PROTECTED,
         );
         let place = Place { linear: 0x40_0100, at: 0x100, mode, checks_itself: false };
-        let mut page = Box::new([0xF4; 4096]);
-        page[0x100..0x103].copy_from_slice(&[0x48, 0x01, 0xD8]); // add rax, rbx
+        let mut scratch = crate::block::Scratch::default();
+        scratch.page.fill(0xF4);
+        scratch.page[0x100..0x103].copy_from_slice(&[0x48, 0x01, 0xD8]); // add rax, rbx
         let ways = crate::path::Ways::counted(&|_| 0, crate::path::HOT);
-        let source = crate::block::read(&engine, &place, &engine.host(0), page, None, ways);
+        let source = crate::block::read(&engine, &place, &engine.host(0), scratch, None, ways);
         let base = engine.memory.next();
         let mut emitter = crate::emit::Emitter::new(base, &place, 2, 0, &mut engine);
         emitter.block(&source);

@@ -3,8 +3,7 @@
 //! The frame of a page fault may show flags that nothing reads before they are overwritten: those are not
 //! kept (ADR 6). Everything that a program can branch on is.
 
-use x86_decode::{ConditionCode, Decoded, FlowControl, Instruction, RflagsBits, decode, flag_use};
-use x86_defs::cpuid::FeatureSet;
+use x86_decode::{ConditionCode, Decoded, FlowControl, Instruction, Reader, RflagsBits, flag_use};
 
 /// A set of arithmetic flags, as iced's `RflagsBits`.
 pub type Flags = u32;
@@ -26,13 +25,12 @@ pub fn before(insn: &Instruction, after: Flags) -> Flags {
     (after & !written) | read
 }
 
-/// Flags that code of `bits` at `offset` of `page` may read. All of them where that is not known.
-pub fn at(page: &[u8], bits: u32, offset: u64, features: FeatureSet) -> Flags {
+/// Flags that code at `offset` of a page may read. All of them where that is not known.
+pub fn at(page: &mut Reader<'_>, offset: u64) -> Flags {
     let (mut read, mut written) = (0, 0);
     let mut at = offset;
     for _ in 0..AHEAD {
-        let Some(bytes) = page.get(at as usize..) else { break };
-        let Decoded::Instruction(insn) = decode(bytes, bits, at, features) else { break };
+        let Decoded::Instruction(insn) = page.at(at as usize) else { break };
         if flag_use::shows_all(&insn) {
             break;
         }

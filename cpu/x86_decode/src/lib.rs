@@ -36,20 +36,51 @@ pub enum Decoded {
 
 /// Decodes the instruction at the start of `bytes`, which lie at `ip`. `bitness` is 16, 32 or 64.
 pub fn decode(bytes: &[u8], bitness: u32, ip: u64, features: FeatureSet) -> Decoded {
-    let bytes = &bytes[..bytes.len().min(MAX_LENGTH)];
-    let mut decoder = Decoder::with_ip(bitness, bytes, ip, decoder_options(features));
-    let instruction = decoder.decode();
-    if instruction.is_invalid() {
-        return match decoder.last_error() {
-            DecoderError::NoMoreBytes if undefined_as_it_is(bytes, bitness) => Decoded::Invalid,
-            DecoderError::NoMoreBytes => Decoded::NeedMore,
-            // With 15 bytes at hand iced calls what wants more just invalid; but it has taken all of them. (So it has of
-            // an invalid instruction of exactly 15 bytes, which gets #GP for #UD.)
-            _ if decoder.position() == MAX_LENGTH => Decoded::TooLong,
-            _ => Decoded::Invalid,
-        };
+    Reader::new(bytes, bitness, ip, features).at(0)
+}
+
+/// Decodes here and there in the same bytes: to start takes as long as several instructions.
+pub struct Reader<'a> {
+    decoder: Decoder<'a>,
+    bytes: &'a [u8],
+    ip: u64,
+    features: FeatureSet,
+}
+
+impl<'a> Reader<'a> {
+    /// For `bytes`, which lie at `ip`. `bitness` is 16, 32 or 64.
+    pub fn new(bytes: &'a [u8], bitness: u32, ip: u64, features: FeatureSet) -> Self {
+        let decoder = Decoder::with_ip(bitness, bytes, ip, decoder_options(features));
+        Self { decoder, bytes, ip, features }
     }
-    if allowed(&instruction, features) { Decoded::Instruction(instruction) } else { Decoded::Invalid }
+
+    /// Decodes the instruction at offset `at`; as if there were no more bytes at an offset beyond them.
+    pub fn at(&mut self, at: usize) -> Decoded {
+        let bytes = self.bytes.get(at..).unwrap_or_default();
+        let bytes = &bytes[..bytes.len().min(MAX_LENGTH)];
+        if self.decoder.set_position(at).is_err() {
+            return Decoded::NeedMore;
+        }
+        self.decoder.set_ip(self.ip.wrapping_add(at as u64));
+        let instruction = self.decoder.decode();
+        if instruction.is_invalid() {
+            return match self.decoder.last_error() {
+                DecoderError::NoMoreBytes if undefined_as_it_is(bytes, self.decoder.bitness()) => {
+                    Decoded::Invalid
+                }
+                DecoderError::NoMoreBytes => Decoded::NeedMore,
+                // With 15 bytes at hand iced calls what wants more just invalid; but it has taken all of them. (So it has
+                // of an invalid instruction of exactly 15 bytes, which gets #GP for #UD.)
+                _ if self.decoder.position() == at + MAX_LENGTH => Decoded::TooLong,
+                _ => Decoded::Invalid,
+            };
+        }
+        if allowed(&instruction, self.features) {
+            Decoded::Instruction(instruction)
+        } else {
+            Decoded::Invalid
+        }
+    }
 }
 
 /// Whether the bytes end with an opcode that is undefined without a ModRM byte, so that a processor does not ask for

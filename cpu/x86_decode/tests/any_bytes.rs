@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use proptest::prelude::*;
-use x86_decode::{Decoded, MAX_LENGTH, decode};
+use x86_decode::{Decoded, MAX_LENGTH, Reader, decode};
 use x86_defs::cpuid::{Feature, FeatureSet};
 
 /// Bytes that are often the beginning of something long: prefixes, escapes, VEX.
@@ -51,6 +51,25 @@ proptest! {
             Decoded::TooLong => prop_assert!(bytes.len() >= MAX_LENGTH),
             Decoded::Invalid => {}
         }
+    }
+
+    /// What is in front of an instruction and was decoded before, and what is far behind it, changes nothing.
+    #[test]
+    fn a_reader_reads_as_if_each_were_the_first(
+        code in prop::collection::vec(bytes(), 1..5),
+        bitness in prop::sample::select(&[16u32, 32, 64][..]),
+        ip in any::<u64>(),
+        features in model(),
+        places in prop::collection::vec(any::<prop::sample::Index>(), 1..20),
+    ) {
+        let code = code.concat();
+        let mut reader = Reader::new(&code, bitness, ip, features);
+        for place in places {
+            let at = place.index(code.len() + 1);
+            let few = &code[at..code.len().min(at + MAX_LENGTH)];
+            prop_assert_eq!(reader.at(at), decode(few, bitness, ip.wrapping_add(at as u64), features));
+        }
+        prop_assert_eq!(reader.at(code.len() + 1), Decoded::NeedMore);
     }
 
     /// A processor with more features knows what one with fewer knows, but for encodings that changed their meaning.

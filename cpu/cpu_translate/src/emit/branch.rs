@@ -3,7 +3,7 @@
 //! An indirect branch looks its target up in the context's table; what is not there, the handler does.
 
 use super::memory::Address;
-use super::{Emitter, STACK, Stub, home, memory_home};
+use super::{Emitter, Jumps, STACK, Stub, home, memory_home};
 use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field, reg::RBP};
 use crate::block::Item;
 use crate::engine::CAREFUL;
@@ -14,7 +14,7 @@ use crate::thunks::{slot, slot_at};
 
 impl Emitter<'_> {
     /// As `reach`, for a word at `disp` from a host register.
-    fn stack(&mut self, item: &Item, base: u8, disp: i32, write: bool, live: Flags) -> (Mem, Vec<Patch>) {
+    fn stack(&mut self, item: &Item, base: u8, disp: i32, write: bool, live: Flags) -> (Mem, Jumps) {
         let access = Access { size: self.word() as u32, write, align: 1 };
         self.reach(Address::Register(base, disp), access, item.stack, live)
     }
@@ -62,7 +62,7 @@ impl Emitter<'_> {
     }
 
     /// Pushes `T0`; the jumps lead to where that is not possible.
-    pub(super) fn push_t0(&mut self, item: &Item) -> Vec<Patch> {
+    pub(super) fn push_t0(&mut self, item: &Item) -> Jumps {
         let kept = field(slot_at(slot::VALUE));
         self.a.store(kept, T0);
         let (operand, jumps) = self.stack(item, STACK, -self.word(), true, item.live_before);
@@ -212,7 +212,7 @@ impl Emitter<'_> {
                 Some(h) => self.a.modrm(&[], self.wide(), false, &[0x89], h, T0.into()), // mov
                 None => self.a.load(T0, memory_home(guest)),
             }
-            Vec::new()
+            Jumps::new()
         };
         self.in_host = false;
         if let Some(expected) = item.expected {

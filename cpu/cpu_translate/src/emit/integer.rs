@@ -7,6 +7,7 @@ use crate::block::Item;
 use crate::encoding::Encoding;
 use crate::liveness::{self, ALL};
 use crate::plan::{self, Access, number};
+use smallvec::{SmallVec, smallvec};
 use x86_decode::{Instruction, Mnemonic as M, OpKind, Register};
 
 impl Emitter<'_> {
@@ -41,7 +42,7 @@ impl Emitter<'_> {
     }
 
     fn registers(&mut self, item: &Item, e: &Encoding) {
-        let mut scratch = Scratch { free: vec![T1, T0], taken: Vec::new() };
+        let mut scratch = Scratch { free: smallvec![T1, T0], taken: SmallVec::new() };
         let reg = self.field(item, e.reg, e.roles.reg, &mut scratch);
         let rm = self.field(item, e.rm.unwrap_or(0), e.roles.rm, &mut scratch);
         let v = self.field(item, e.v().unwrap_or(0), e.roles.v, &mut scratch);
@@ -60,7 +61,7 @@ impl Emitter<'_> {
         let registers = [e.roles.reg.then_some(e.reg), e.v().filter(|_| e.roles.v)];
         let homeless = registers.iter().flatten().any(|r| home(*r).is_none());
         let (operand, free) = if homeless { self.with_scratch(operand) } else { (operand, T0) };
-        let mut scratch = Scratch { free: vec![free], taken: Vec::new() };
+        let mut scratch = Scratch { free: smallvec![free], taken: SmallVec::new() };
         let reg = self.field(item, e.reg, e.roles.reg, &mut scratch);
         let v = self.field(item, e.v().unwrap_or(0), e.roles.v, &mut scratch);
         self.flags_in(item, false);
@@ -183,8 +184,8 @@ impl Emitter<'_> {
 
 /// Guest registers without a home that are in scratch registers.
 struct Scratch {
-    free: Vec<u8>,
-    taken: Vec<(u8, u8)>,
+    free: SmallVec<[u8; 2]>,
+    taken: SmallVec<[(u8, u8); 3]>,
 }
 
 fn changes_flags(insn: &Instruction) -> bool {

@@ -6,7 +6,7 @@
 //! In a group (`elide.rs`) the first access checks for all; the operand is then `gs:[T1 + at]`, where `T1` is
 //! the group's slot.
 
-use super::{Emitter, Stub, memory_home};
+use super::{Emitter, Jumps, Stub, memory_home};
 use crate::asm::{CONTEXT, Mem, Patch, Rm, T0, T1, at, cc, field};
 use crate::block::Item;
 use crate::elide::Member;
@@ -56,7 +56,7 @@ impl Emitter<'_> {
         access: Access,
         member: Option<Member>,
         live: Flags,
-    ) -> (Mem, Vec<Patch>) {
+    ) -> (Mem, Jumps) {
         let Some((member, range)) = member.and_then(|m| self.shared(m, access)) else {
             self.spill_if(live);
             let jumps = self.check(address, 0, access);
@@ -75,7 +75,7 @@ impl Emitter<'_> {
             self.a.load(T1, kept);
         }
         self.in_t1 = Some(member.group);
-        (Mem { base: T1, index: None, disp: member.at as i32, ram: true }, Vec::new())
+        (Mem { base: T1, index: None, disp: member.at as i32, ram: true }, Jumps::new())
     }
 
     /// The range of an access's group as an access. `None` if it does not cover this one or was not checked: `find_groups`
@@ -93,7 +93,7 @@ impl Emitter<'_> {
     }
 
     /// Emits address and check of an access `back` bytes before `address`; the jumps lead to where it fails.
-    fn check(&mut self, address: Address<'_>, back: u32, access: Access) -> Vec<Patch> {
+    fn check(&mut self, address: Address<'_>, back: u32, access: Access) -> Jumps {
         self.in_t1 = None;
         let start = match address {
             Address::Operand(insn) => Start::Operand(*insn, back),
@@ -123,8 +123,8 @@ impl Emitter<'_> {
     }
 
     /// Emits the address that a check starts at, to `T0`; the jumps are taken if there is none.
-    fn start(&mut self, start: &Start) -> Vec<Patch> {
-        let mut jumps = Vec::new();
+    fn start(&mut self, start: &Start) -> Jumps {
+        let mut jumps = Jumps::new();
         match start {
             Start::Operand(insn, back) => jumps.extend(self.linear_address(insn, *back)),
             Start::Register(base, disp) => self.a.lea_word(self.wide(), T0, at(*base, *disp)),
@@ -161,8 +161,8 @@ impl Emitter<'_> {
     }
 
     /// `jumps` of checks lead to what is emitted next, if the TLB lacks the page; a guess is corrected before.
-    pub(super) fn bind_checks(&mut self, jumps: Vec<Patch>) {
-        let mut failed = Vec::new();
+    pub(super) fn bind_checks(&mut self, jumps: Jumps) {
+        let mut failed = Jumps::new();
         for jump in jumps {
             match self.recalls.iter().position(|(other, _)| other.0 == jump.0) {
                 Some(n) => {
@@ -177,7 +177,7 @@ impl Emitter<'_> {
     }
 
     /// Guesses anew and goes back; the jumps are taken if the TLB lacks the page.
-    fn recall(&mut self, recall: &Recall) -> Vec<Patch> {
+    fn recall(&mut self, recall: &Recall) -> Jumps {
         let guess = layout::guess(recall.guess);
         let mut failed = self.start(&recall.start);
         self.find_entry();
@@ -189,14 +189,14 @@ impl Emitter<'_> {
     }
 
     /// The handler does `item` when one of `jumps` is taken, and comes back to where code is emitted now.
-    pub(super) fn slow(&mut self, item: &Item, jumps: Vec<Patch>, reload: bool) {
+    pub(super) fn slow(&mut self, item: &Item, jumps: Jumps, reload: bool) {
         self.slow_site(item, jumps, reload, false);
     }
     /// As `slow`; what is behind is looked up anew then.
-    pub(super) fn slow_barrier(&mut self, item: &Item, jumps: Vec<Patch>) {
+    pub(super) fn slow_barrier(&mut self, item: &Item, jumps: Jumps) {
         self.slow_site(item, jumps, false, true);
     }
-    fn slow_site(&mut self, item: &Item, jumps: Vec<Patch>, reload: bool, barrier: bool) {
+    fn slow_site(&mut self, item: &Item, jumps: Jumps, reload: bool, barrier: bool) {
         if jumps.is_empty() {
             return;
         }

@@ -29,6 +29,7 @@ use crate::thunks::{slot, slot_at};
 use cpu_soft::SoftCore;
 use cpu_soft::translate::{Place, layout};
 use memory::Recall;
+use smallvec::SmallVec;
 use x86_decode::RflagsBits;
 use x86_emulate::Op;
 
@@ -47,10 +48,13 @@ pub fn memory_home(guest: u8) -> crate::asm::Mem {
 /// The host register of the guest's stack pointer.
 pub const STACK: u8 = R15;
 
+/// Jumps that lead to the same place. Most accesses of memory have one.
+type Jumps = SmallVec<[Patch; 4]>;
+
 /// A way out of the straight path, emitted behind it.
 enum Stub {
     /// The handler does the whole instruction instead.
-    Slow { jumps: Vec<Patch>, site: u32, back: u64, reload: bool },
+    Slow { jumps: Jumps, site: u32, back: u64, reload: bool },
     /// Loads the vector state.
     LoadVector { jump: Patch, back: u64 },
     /// Loads the x87 unit.
@@ -58,15 +62,15 @@ enum Stub {
     /// To another block, from behind instruction `done`.
     Exit { jump: Patch, target: u64, spill: bool, done: u16 },
     /// To the careful translation at `target`, from before the instruction that is there.
-    Careful { jumps: Vec<Patch>, target: u64, done: u16 },
+    Careful { jumps: Jumps, target: u64, done: u16 },
     /// To the interpreter, for the instruction at `target`.
-    Interpreted { jumps: Vec<Patch>, target: u64, done: u16 },
+    Interpreted { jumps: Jumps, target: u64, done: u16 },
     /// To Rust, with the countdown run out: the guest goes on at the linear address in a register or a field.
     Expired { jump: Patch, at: Rm, done: u16 },
     /// An exit's way to Rust: when the countdown ran out, and before it is linked.
     Unlinked { expired: Patch, jump: Patch, target: u64, careful: bool, guarded: bool, done: u16 },
     /// Its bytes are not those any more that the block was made from.
-    Stale { jumps: Vec<Patch> },
+    Stale { jumps: Jumps },
 }
 
 /// See the module's header.

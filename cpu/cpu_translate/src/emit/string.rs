@@ -1,13 +1,14 @@
 //! REP MOVS and REP STOS of 64-bit code: the host's own on guest RAM, where each range lies in one page that the TLB holds
 //! and the way is upwards. The handler does what differs, and all that faults.
 
-use super::Emitter;
+use super::{Emitter, Jumps};
 use crate::asm::{Mem, Patch, Rm, T0, T1, cc, field, reg::*};
 use crate::block::Item;
 use crate::engine::CAREFUL;
 use crate::plan::Access;
 use crate::thunks::{slot, slot_at};
 use cpu_soft::translate::layout;
+use smallvec::smallvec;
 use x86_defs::cpuid::Feature;
 use x86_defs::flags::DF;
 
@@ -21,7 +22,7 @@ impl Emitter<'_> {
         self.a.alu(0x85, RCX, RCX); // test
         let nothing = self.a.jcc_later(cc::EQUAL);
         self.test(layout::RFLAGS, DF);
-        let mut jumps = vec![self.a.jcc_later(cc::NOT_EQUAL)];
+        let mut jumps: Jumps = smallvec![self.a.jcc_later(cc::NOT_EQUAL)];
         self.a.cmp_imm(RCX, 4096 / u32::from(bytes));
         jumps.push(self.a.jcc_later(cc::ABOVE));
         jumps.extend(self.distance(RDI, bytes, true));
@@ -54,7 +55,7 @@ impl Emitter<'_> {
     }
 
     /// With the destination's distance in `T1`.
-    fn copy_range(&mut self, bytes: u8, jumps: &mut Vec<Patch>) {
+    fn copy_range(&mut self, bytes: u8, jumps: &mut Jumps) {
         let kept = field(slot_at(slot::VALUE));
         self.a.store(kept, T1);
         jumps.extend(self.distance(RSI, bytes, false));

@@ -1,11 +1,12 @@
 //! Instructions of the system's that need no call, and instructions whose last bytes are in the next page.
 
-use super::{Emitter, Stub, home, memory_home};
+use super::{Emitter, Jumps, Stub, home, memory_home};
 use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field};
 use crate::block::{Item, Source};
 use crate::liveness::ALL;
 use crate::thunks::{slot, slot_at};
 use cpu_soft::translate::layout;
+use smallvec::smallvec;
 use x86_defs::{SegmentIndex, flags};
 
 impl Emitter<'_> {
@@ -14,7 +15,7 @@ impl Emitter<'_> {
         let first = self.place.at as usize & 0xFFF;
         let bytes = &source.page[first..usize::from(source.end).clamp(first, source.page.len())];
         self.a.mov_imm(T1, self.place.at);
-        let mut jumps = Vec::new();
+        let mut jumps = Jumps::new();
         let operand = |at: usize| Mem { base: T1, index: None, disp: at as i32, ram: true };
         let mut done = 0;
         while done < bytes.len() {
@@ -48,7 +49,7 @@ impl Emitter<'_> {
         let entry = layout::tlb_entry(self.mmu_index, linear);
         self.a.mov_imm(T0, linear);
         self.a.alu(0x3B, T0, field(entry + layout::TLB_EXEC)); // cmp
-        let mut jumps = vec![self.a.jcc_later(cc::NOT_EQUAL)];
+        let mut jumps: Jumps = smallvec![self.a.jcc_later(cc::NOT_EQUAL)];
         self.a.load(T1, field(entry + layout::TLB_HOST));
         let mut bytes = item.behind();
         let mut disp = 0;
@@ -97,7 +98,7 @@ impl Emitter<'_> {
         self.spill_if(ALL);
         let wanted = self.wanted();
         self.rflags(1, flags::IF); // or
-        self.slow_barrier(item, vec![wanted]);
+        self.slow_barrier(item, smallvec![wanted]);
     }
 
     /// The jump is taken if somebody wants something. Changes flags and `T0`.

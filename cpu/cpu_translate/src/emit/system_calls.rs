@@ -4,7 +4,7 @@
 //! Everything that could be otherwise than it was when the code was emitted is compared first; the handler does what
 //! differs, and all that faults. Modes of blocks exclude single steps, breakpoints and alignment checks.
 
-use super::{Emitter, memory_home};
+use super::{Emitter, Jumps, memory_home};
 use crate::asm::{Mem, Patch, Rm, T0, T1, at, cc, field, reg::RCX};
 use crate::block::Item;
 use crate::engine::CAREFUL;
@@ -13,6 +13,7 @@ use crate::thunks::{slot, slot_at};
 use crate::x87::state;
 use core::mem::offset_of;
 use cpu_soft::translate::layout;
+use smallvec::smallvec;
 use x86_defs::control::{CR4_SMAP, EFER_SCE};
 use x86_defs::{Segment, SegmentIndex, flags};
 use x86_emulate::ModeKey;
@@ -24,7 +25,7 @@ impl Emitter<'_> {
     pub(super) fn syscall(&mut self, item: &Item) {
         let calls = self.system_calls;
         self.spill_if(ALL);
-        let mut jumps = vec![self.unless(layout::EFER, EFER_SCE), self.unless_in_core()];
+        let mut jumps: Jumps = smallvec![self.unless(layout::EFER, EFER_SCE), self.unless_in_core()];
         if calls.smap {
             // AC off: supervisor accesses as SMAP has them.
             jumps.push(self.unless(layout::CR4, CR4_SMAP));
@@ -62,7 +63,7 @@ impl Emitter<'_> {
         let user = self.engine.sibling(self.block.key & !CAREFUL, self.mode_at(3), 0);
         let Some(user) = user else { return self.call_handler(&item.op, true, item.sees_x87) };
         self.spill_if(ALL);
-        let mut jumps = vec![self.unless(layout::EFER, EFER_SCE), self.unless_in_core()];
+        let mut jumps: Jumps = smallvec![self.unless(layout::EFER, EFER_SCE), self.unless_in_core()];
         self.test(layout::GPR + usize::from(R11) * 8, flags::TF | flags::AC);
         jumps.push(self.a.jcc_later(cc::NOT_EQUAL));
         jumps.push(self.wanted());

@@ -38,8 +38,12 @@ fn opcodes() -> Vec<Vec<u8>> {
     all
 }
 
-/// Codes that decode in code of `bitness` and have no operation, with an example.
-fn missing(bitness: u32, opcodes: &[Vec<u8>]) -> BTreeMap<String, Vec<u8>> {
+/// Codes that decode in code of `bitness` and are `wanted`, with an example.
+fn examples(
+    bitness: u32,
+    opcodes: &[Vec<u8>],
+    wanted: impl Fn(&Instruction, &LowerContext) -> bool,
+) -> BTreeMap<String, Vec<u8>> {
     let mode = ModeKey(match bitness {
         64 => ModeKey::LONG | ModeKey::LMA | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX,
         32 => ModeKey::BIG_CODE | ModeKey::PROTECTED | ModeKey::OSFXSR | ModeKey::AVX,
@@ -55,7 +59,7 @@ fn missing(bitness: u32, opcodes: &[Vec<u8>]) -> BTreeMap<String, Vec<u8>> {
             let Decoded::Instruction(insn) = x86_decode::decode(&bytes, bitness, 0, features) else {
                 continue;
             };
-            if !is_undefined(insn.code()) && implemented::<Flat>(&insn, &ctx).is_none() {
+            if wanted(&insn, &ctx) {
                 found.insert(std::format!("{:?}", insn.code()), bytes);
             }
         }
@@ -66,7 +70,22 @@ fn missing(bitness: u32, opcodes: &[Vec<u8>]) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn all_that_decodes_is_implemented() {
     let opcodes = opcodes();
-    let found = [16, 32, 64].map(|bitness| missing(bitness, &opcodes));
+    let missing = |insn: &Instruction, ctx: &LowerContext| {
+        !is_undefined(insn.code()) && implemented::<Flat>(insn, ctx).is_none()
+    };
+    let found = [16, 32, 64].map(|bitness| examples(bitness, &opcodes, missing));
+    assert!(found.iter().all(BTreeMap::is_empty), "{found:02x?}");
+}
+
+/// The translator asks one of them only.
+#[test]
+fn what_is_of_the_integer_family_is_none_of_the_systems() {
+    let opcodes = opcodes();
+    let both = |insn: &Instruction, ctx: &LowerContext| {
+        crate::integer::lower::<Flat>(insn, ctx).is_some()
+            && crate::system::lower::<Flat>(insn, ctx).is_some()
+    };
+    let found = [16, 32, 64].map(|bitness| examples(bitness, &opcodes, both));
     assert!(found.iter().all(BTreeMap::is_empty), "{found:02x?}");
 }
 
