@@ -6,14 +6,16 @@
 //!
 //! Where there is no room for another one, those go that were run least of late, half of all or more.
 
-use crate::block::MAX_CHECKED;
+use crate::block::{MAX_CHECKED, MAX_OPS};
 use crate::core::{NO_PAGE, SoftCore};
+use crate::mmu::PHYSICAL_BITS;
+use crate::places::Places;
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
 use guest_memory::GuestRam;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashMap;
 use x86_decode::MAX_LENGTH;
 use x86_emulate::{ModeKey, Op};
 
@@ -32,36 +34,49 @@ const JUMPS: usize = 8192;
 /// Number of a block in its cache.
 pub type BlockId = u32;
 
-/// See the module's header.
+/// See the module's header. Two of them are in a cache line.
 #[derive(Clone, Copy)]
+#[repr(align(32))]
 pub struct Block {
     /// First operation in the arena.
     first: u32,
-    /// Operations, the closing one included.
-    ops: u16,
-    /// Instructions.
-    pub instructions: u16,
-    /// Bytes that they take.
+    /// Offset in the RAM span: the lower bits.
+    low: u32,
+    /// Its upper bits.
+    high: u16,
+    /// Bytes that its instructions take.
     pub bytes: u16,
-    /// Offset in the RAM span.
-    at: u64,
-    /// Times that it was run, to 2^32 - 1; for the translator.
-    heat: u32,
     /// Times that it was run since room was made last, or it was built.
     recent: u16,
+    /// Operations, the closing one included.
+    ops: u8,
     live: bool,
+    /// Times that it was run, to 2^32 - 1; for the translator.
+    heat: u32,
     mode: ModeKey,
-    /// The next block of its page.
-    next_in_page: Option<BlockId>,
+    /// The next block of its page, or [`NO_BLOCK`].
+    next_in_page: BlockId,
     /// Start of the bytes that it was made from among the originals, if it checks itself (`mixed.rs`).
     original: Option<NonZeroU32>,
 }
 
+const NO_BLOCK: BlockId = u32::MAX;
+const _: () = assert!(size_of::<Block>() == 32 && MAX_OPS < u8::MAX as usize && PHYSICAL_BITS <= 48);
+
 impl Block {
+    /// Offset in the RAM span.
+    fn at(&self) -> u64 {
+        u64::from(self.high) << 32 | u64::from(self.low)
+    }
     /// RAM page.
     #[inline(always)]
     fn page(&self) -> u64 {
-        self.at >> 12
+        self.at() >> 12
+    }
+    /// Instructions; the closing operation is none.
+    #[inline(always)]
+    pub fn instructions(&self) -> usize {
+        usize::from(self.ops).max(2) - 1
     }
     /// The page in which a store ends it.
     #[inline(always)]
@@ -73,18 +88,24 @@ impl Block {
         self.original.is_some()
     }
     fn is_at(&self, at: u64, mode: ModeKey) -> bool {
-        self.at == at && self.mode == mode
+        self.at() == at && self.mode == mode
     }
-    fn hash(&self) -> u64 {
-        place_hash(self.at, self.mode)
+    fn hash(&self) -> u32 {
+        place_hash(self.at(), self.mode)
     }
 }
 
 /// For the table of blocks by place.
-fn place_hash(at: u64, mode: ModeKey) -> u64 {
-    let mixed = (at ^ u64::from(mode.0) << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    // The table takes its slot from the low bits.
-    mixed ^ mixed >> 32
+fn place_hash(at: u64, mode: ModeKey) -> u32 {
+    ((at ^ u64::from(mode.0) << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
+}
+
+/// A block, and where its operations are: both can be looked at at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The block.
+    pub id: BlockId,
+    first: u32,
 }
 
 /// How a linear address led to a block.
@@ -93,7 +114,7 @@ struct Jump {
     linear: u64,
     mode: ModeKey,
     exec_id: u32,
-    block: BlockId,
+    found: Found,
 }
 
 /// See the module's header.
@@ -105,7 +126,7 @@ pub struct BlockCache {
     originals: Vec<u8>,
     blocks: Vec<Block>,
     /// Live blocks by [`place_hash`].
-    by_place: HashTable<BlockId>,
+    by_place: Places,
     /// The first block of each page that has some.
     by_page: HashMap<u64, BlockId>,
     jumps: Box<[Jump]>,
@@ -115,14 +136,14 @@ impl BlockCache {
     /// An empty cache of one of so many vCPUs.
     pub fn new(vcpus: usize) -> Self {
         let (most_ops, most_blocks) = sizes(vcpus);
-        let none = Jump { linear: 0, mode: ModeKey(0), exec_id: 0, block: 0 };
+        let none = Jump { linear: 0, mode: ModeKey(0), exec_id: 0, found: Found { id: 0, first: 0 } };
         Self {
             most_ops,
             most_blocks,
             arena: Vec::new(),
             originals: vec![0],
             blocks: Vec::new(),
-            by_place: HashTable::new(),
+            by_place: Places::new(),
             by_page: HashMap::new(),
             jumps: vec![none; JUMPS].into_boxed_slice(),
         }
@@ -135,22 +156,24 @@ impl BlockCache {
 
     /// The block that `linear` led to before, if that still holds.
     #[inline(always)]
-    pub fn jump(&self, linear: u64, mode: ModeKey, exec_id: u32) -> Option<BlockId> {
+    pub fn jump(&self, linear: u64, mode: ModeKey, exec_id: u32) -> Option<Found> {
         let j = &self.jumps[Self::jump_slot(linear)];
-        (j.linear == linear && j.mode == mode && j.exec_id == exec_id && exec_id != 0).then_some(j.block)
+        (j.linear == linear && j.mode == mode && j.exec_id == exec_id && exec_id != 0).then_some(j.found)
     }
 
-    /// Remembers where `linear` led.
-    pub fn remember(&mut self, linear: u64, mode: ModeKey, exec_id: u32, block: BlockId) {
-        self.jumps[Self::jump_slot(linear)] = Jump { linear, mode, exec_id, block };
+    /// Where `linear` leads: to block `id`.
+    pub fn remember(&mut self, linear: u64, mode: ModeKey, exec_id: u32, id: BlockId) -> Found {
+        let found = Found { id, first: self.blocks[id as usize].first };
+        self.jumps[Self::jump_slot(linear)] = Jump { linear, mode, exec_id, found };
+        found
     }
 
     /// The block and its operations, if it is still valid.
     #[inline(always)]
-    pub fn get(&self, id: BlockId) -> Option<(&Block, &[Op<SoftCore>])> {
+    pub fn get(&self, Found { id, first }: Found) -> Option<(&Block, &[Op<SoftCore>])> {
         let b = self.blocks.get(id as usize)?;
-        let ops = self.arena.get(b.first as usize..b.first as usize + usize::from(b.ops))?;
-        b.live.then_some((b, ops))
+        let ops = self.arena.get(first as usize..first as usize + usize::from(b.ops))?;
+        (b.live && b.first == first).then_some((b, ops))
     }
 
     /// Counts that a block runs; how often it has, its RAM page, and whether it checks itself.
@@ -169,8 +192,8 @@ impl BlockCache {
 
     /// The block at a place in RAM.
     pub fn find(&self, at: u64, mode: ModeKey) -> Option<BlockId> {
-        let same = |id: &BlockId| self.blocks[*id as usize].is_at(at, mode);
-        self.by_place.find(place_hash(at, mode), same).copied()
+        let same = |id: BlockId| self.blocks[id as usize].is_at(at, mode);
+        self.by_place.find(place_hash(at, mode), same)
     }
 
     /// Whether block `id` is what its bytes in RAM are now, as far as itself has to check that.
@@ -186,7 +209,7 @@ impl BlockCache {
         let (from, len) = (b.original.map_or(0, |o| o.get() as usize), usize::from(b.bytes));
         let mut now = [0; MAX_CHECKED * MAX_LENGTH];
         let now = &mut now[..len.min(MAX_CHECKED * MAX_LENGTH)];
-        ram.load_bytes(b.at, now);
+        ram.load_bytes(b.at(), now);
         self.originals.get(from..from + len) == Some(&*now)
     }
 
@@ -207,15 +230,15 @@ impl BlockCache {
         }
         let block = Block {
             first: self.arena.len() as u32,
-            ops: ops.len() as u16,
-            instructions: ops.len().max(2) as u16 - 1,
+            low: at as u32,
+            high: (at >> 32) as u16,
             bytes: ops.last().map_or(0, |op| op.at),
-            at,
-            heat: 0,
             recent: 0,
+            ops: ops.len() as u8,
             live: true,
+            heat: 0,
             mode,
-            next_in_page: None,
+            next_in_page: NO_BLOCK,
             original: NonZeroU32::new(self.originals.len() as u32).filter(|_| original.is_some()),
         };
         self.originals.extend_from_slice(original.unwrap_or_default());
@@ -229,9 +252,9 @@ impl BlockCache {
     /// Makes block `id` known.
     fn list(&mut self, id: BlockId) {
         let b = &mut self.blocks[id as usize];
-        b.next_in_page = self.by_page.insert(b.page(), id);
-        let (hash, blocks) = (b.hash(), &self.blocks);
-        self.by_place.insert_unique(hash, id, |id| blocks[*id as usize].hash());
+        b.next_in_page = self.by_page.insert(b.page(), id).unwrap_or(NO_BLOCK);
+        // There is none at its place.
+        self.by_place.insert(b.hash(), id, |_| false);
     }
 
     /// Drops what was run least since this was done last, half of all or more.
@@ -266,8 +289,8 @@ impl BlockCache {
         self.blocks.truncate(kept);
         (0..kept).for_each(|id| self.list(id as BlockId));
         for j in &mut self.jumps {
-            match renamed.get(j.block as usize).copied().flatten() {
-                Some(id) => j.block = id,
+            match renamed.get(j.found.id as usize).copied().flatten() {
+                Some(id) => j.found = Found { id, first: self.blocks[id as usize].first },
                 None => j.exec_id = 0,
             }
         }
@@ -290,9 +313,9 @@ impl BlockCache {
 
     /// Drops all code of a RAM page.
     pub fn drop_page(&mut self, page: u64) {
-        let mut next = self.by_page.remove(&page);
-        while let Some(id) = next {
-            next = self.blocks[id as usize].next_in_page;
+        let mut next = self.by_page.remove(&page).unwrap_or(NO_BLOCK);
+        while let Some(block) = self.blocks.get(next as usize) {
+            let id = core::mem::replace(&mut next, block.next_in_page);
             self.drop_block(id);
         }
     }
@@ -301,10 +324,7 @@ impl BlockCache {
     pub fn drop_block(&mut self, id: BlockId) {
         let Some(b) = self.blocks.get_mut(id as usize) else { return };
         b.live = false;
-        let hash = b.hash();
-        if let Ok(known) = self.by_place.find_entry(hash, |known| *known == id) {
-            known.remove();
-        }
+        self.by_place.remove(b.hash(), id);
     }
 
     /// Drops everything.
@@ -324,7 +344,8 @@ impl BlockCache {
 pub const fn most_bytes(vcpus: usize) -> usize {
     let (ops, blocks) = sizes(vcpus);
     ops * size_of::<Op<SoftCore>>()
-        + blocks * (size_of::<Block>() + 2 * (size_of::<BlockId>() + 1) + size_of::<Option<BlockId>>())
+        + blocks * (size_of::<Block>() + size_of::<Option<BlockId>>())
+        + Places::bytes(blocks)
         + JUMPS * size_of::<Jump>()
 }
 
@@ -355,7 +376,7 @@ mod tests {
             let ops: Vec<_> =
                 ops(n).into_iter().map(|op| Op { at: (n * 7 % 4).min(3) as u16, ..op }).collect();
             let id = cache.insert(place(n), MODE, &ops, original);
-            cache.remember(place(n), MODE, 1, id);
+            _ = cache.remember(place(n), MODE, 1, id);
             _ = cache.warm(id);
             if n % 3 == 0 {
                 cache.drop_block(id);
@@ -373,11 +394,13 @@ mod tests {
                 assert!(!runs(n) || n > 12_000, "block {n}");
                 continue;
             };
-            let (block, ops) = cache.get(id).unwrap();
-            assert_eq!((block.at, ops.len()), (place(n), 1 + n as usize * 7 % 13));
+            let (block, ops) = cache.get(Found { id, first: cache.blocks[id as usize].first }).unwrap();
+            assert_eq!((block.at(), ops.len()), (place(n), 1 + n as usize * 7 % 13));
             assert!(block.checks_itself() == (n % 5 == 0) && n % 3 != 0);
             let known = cache.jump(place(n), MODE, 1);
-            assert!(known.is_none_or(|known| known == id));
+            assert!(
+                known.is_none_or(|known| known.id == id && known.first == cache.blocks[id as usize].first)
+            );
         }
         let page = place(16) >> 12;
         assert!(cache.find(place(16), MODE).is_some() && cache.heat(place(16), MODE) > 2);

@@ -2,7 +2,7 @@
 //!
 //! - [`SoftHypervisor`] makes partitions; `engine.rs` is its face to the machine.
 //! - `run.rs`: the loop of a vCPU: find a block, run it, take interrupts in between; `single.rs`: one instruction by itself.
-//! - `block.rs`: decoded code; `cache.rs`: what is kept of it. `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it;
+//! - `block.rs`: decoded code; `cache.rs`: what is kept of it, found by `places.rs`. `mmu.rs`, `tlb.rs` and `walked.rs`: paging; `core.rs`: memory as instructions see it;
 //!   `pieces.rs`: what of it crosses pages or is no RAM.
 //! - `shared.rs`: what vCPUs share, and how self-modifying code is noticed; `mixed.rs`: where that costs too much.
 //! - `complete.rs`: single instructions for other engines.
@@ -30,6 +30,7 @@ mod mixed;
 mod mmu;
 mod msr;
 mod pieces;
+pub mod places;
 mod run;
 mod shared;
 mod single;

@@ -333,7 +333,7 @@ impl SoftVcpu {
         let core = &mut *self.core;
         core.block_page = block.watched_page();
         for (at, op) in ops.iter().enumerate() {
-            let ran = (at as i64 + 1).min(i64::from(block.instructions));
+            let ran = (at as i64 + 1).min(block.instructions() as i64);
             core.guess_flags(op.ip(core), trail, guess);
             trail.push(op.ip(core));
             match (op.run)(core, op) {

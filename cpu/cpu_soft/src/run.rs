@@ -3,7 +3,7 @@
 //! Interrupts, code invalidations and stops are taken between blocks only. `single.rs`: instructions that run by themselves.
 
 use crate::block::{self, Builder};
-use crate::cache::{BlockCache, BlockId};
+use crate::cache::{BlockCache, BlockId, Found};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::hardware::Hardware;
 use crate::lockstep::Lockstep;
@@ -320,10 +320,10 @@ impl SoftVcpu {
             let linear = self.linear_ip();
             let exec_id = self.core.tlb.exec_id(mode.cpl() == 3, linear);
             let known = self.cache.jump(linear, mode, exec_id);
-            let id = match known.filter(|id| self.cache.is_current(*id, &self.core.ram)) {
-                Some(id) => id,
+            let found = match known.filter(|found| self.cache.is_current(found.id, &self.core.ram)) {
+                Some(found) => found,
                 None => match self.find_block(linear) {
-                    Ok(Some(id)) => id,
+                    Ok(Some(found)) => found,
                     Ok(None) => match self.run_singly(&mut budget) {
                         Some(stop) => return stop,
                         None => continue,
@@ -331,7 +331,7 @@ impl SoftVcpu {
                     Err(Fault) => return self.deliver_fault(self.core.cpu.gpr[RIP]),
                 },
             };
-            if let Some(exit) = self.run_translated(id, linear, &mut budget) {
+            if let Some(exit) = self.run_translated(found.id, linear, &mut budget) {
                 let stop = match exit {
                     Exit::Fault(op) => Some(self.fault_at(&op)),
                     Exit::Branch => None,
@@ -347,7 +347,7 @@ impl SoftVcpu {
                     _ => return Stop::Service,
                 }
             }
-            let Some((block, ops)) = self.cache.get(id) else { return Stop::Service };
+            let Some((block, ops)) = self.cache.get(found) else { return Stop::Service };
             let core = &mut *self.core;
             if mode.0 & (ModeKey::LONG | ModeKey::FLAT_CS) == 0 && exceeds_cs(&core.cpu, block.bytes) {
                 return self.run_single();
@@ -364,7 +364,7 @@ impl SoftVcpu {
                 at += 1;
             };
             // The closing operation is no instruction; an exit or a fault leaves the rest undone.
-            let ran = (at + 1).min(usize::from(block.instructions));
+            let ran = (at + 1).min(block.instructions());
             budget -= ran as i64;
             self.instructions += ran as u64;
             match step {
@@ -403,7 +403,7 @@ impl SoftVcpu {
     }
 
     /// The block at `linear`; `None` if its first instruction must be run by itself.
-    pub(crate) fn find_block(&mut self, linear: u64) -> Result<Option<BlockId>, Fault> {
+    pub(crate) fn find_block(&mut self, linear: u64) -> Result<Option<Found>, Fault> {
         let core = &mut *self.core;
         let mode = core.cpu.mode;
         let index = core.cpu.mmu_index;
@@ -430,8 +430,7 @@ impl SoftVcpu {
             },
         };
         let exec_id = self.core.tlb.claim_exec_id(index, linear);
-        self.cache.remember(linear, mode, exec_id, id);
-        Ok(Some(id))
+        Ok(Some(self.cache.remember(linear, mode, exec_id, id)))
     }
 
     fn build_block(&mut self, at: u64, mode: ModeKey) -> Option<BlockId> {

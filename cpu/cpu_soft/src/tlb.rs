@@ -33,7 +33,7 @@ pub struct TlbEntry {
 }
 
 /// What a walk found, to be entered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// Linear page.
     pub linear: u64,
@@ -331,7 +331,8 @@ impl Default for Tlb {
 /// Identities of executable mappings, remembered across flushes so that decoded code found by them stays
 /// reachable after a change of address space and back.
 struct Ids {
-    known: Box<[(u64, u64, u32)]>,
+    /// The mapping in two numbers, and its identity, or 0: four of them are in a cache line.
+    known: Box<[(u64, u32, u32)]>,
     next: u32,
 }
 
@@ -343,14 +344,16 @@ impl Ids {
     }
 
     fn get(&mut self, page: u64, host: u64, user: bool) -> u32 {
-        let key = page | u64::from(user);
+        // Offsets in RAM have `PHYSICAL_BITS`: ten bits of what numbers a linear page are free.
+        let (page_number, host_number) = (page >> 12, host >> 12);
+        let key = (page_number | u64::from(user) << 52 | host_number >> 32 << 53, host_number as u32);
         let hash = (page >> 12).wrapping_mul(0x9E37_79B9_7F4A_7C15)
             ^ (host >> 12).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
         let slot = &mut self.known[(hash >> 40) as usize % Self::SIZE];
-        if *slot != (key, host, slot.2) || slot.2 == 0 {
+        if (slot.0, slot.1) != key || slot.2 == 0 {
             // 2^32 mappings take days of nothing but page faults; identities start over with an empty memory.
             self.next = self.next.wrapping_add(1).max(1);
-            *slot = (key, host, self.next);
+            *slot = (key.0, key.1, self.next);
         }
         slot.2
     }

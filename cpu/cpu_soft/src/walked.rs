@@ -1,8 +1,8 @@
 //! What page walks found, kept across address spaces: the second level of the soft TLB.
 //!
 //! An entry is of the address space (PCID) that was current, or global. It is good while it bears the stamp of that;
-//! a flush gives a new stamp, to one address space or to all, so that it costs the same however much there is. Stamps never
-//! come back.
+//! a flush takes the stamp away, from one address space or from all, so that it costs the same however much there is. Stamps
+//! are numbers that never come back.
 
 use crate::tlb::Mapping;
 use alloc::boxed::Box;
@@ -15,25 +15,53 @@ const PAGE: u64 = !0xFFF;
 /// Bytes of the second level.
 pub const BYTES: usize = ENTRIES * size_of::<Entry>() + PCIDS * size_of::<u64>();
 
-/// Number of an address space's flushes, and of those of all; 0 of all for global entries.
-type Stamp = (u64, u64);
-
+/// A mapping in few bytes: the more of them stay in the host's caches.
 #[derive(Clone, Copy)]
 struct Entry {
     /// Linear page, and the index of the TLB's array in its low bits.
     key: u64,
-    stamp: Stamp,
-    mapping: Mapping,
+    /// 0: of nothing.
+    stamp: u64,
+    /// Page in the RAM span; in its low bits the rights, and log2 of the guest's page.
+    host: u64,
+}
+
+impl Entry {
+    const READ: u64 = 1;
+    const WRITE: u64 = 2;
+    const EXEC: u64 = 4;
+    const GLOBAL: u64 = 8;
+    const LOG2: u32 = 4;
+
+    fn new(key: u64, stamp: u64, m: &Mapping) -> Self {
+        let bit = |has: bool, bit: u64| if has { bit } else { 0 };
+        let rights = bit(m.read, Self::READ) | bit(m.write, Self::WRITE) | bit(m.exec, Self::EXEC);
+        let log2 = u64::from(m.page_bytes.trailing_zeros()) << Self::LOG2;
+        Self { key, stamp, host: m.host & PAGE | rights | bit(m.global, Self::GLOBAL) | log2 }
+    }
+
+    fn mapping(&self) -> Mapping {
+        let has = |bit: u64| self.host & bit != 0;
+        Mapping {
+            linear: self.key & PAGE,
+            host: self.host & PAGE,
+            read: has(Self::READ),
+            write: has(Self::WRITE),
+            exec: has(Self::EXEC),
+            global: has(Self::GLOBAL),
+            page_bytes: 1 << (self.host >> Self::LOG2 & 0x3F),
+        }
+    }
 }
 
 /// See the module's header.
 pub struct Walked {
     entries: Box<[Entry]>,
-    /// First numbers of the PCIDs' stamps.
+    /// Stamps of the PCIDs; one that is not above `all` is none any more.
     stamps: Box<[u64]>,
-    /// Second number of all PCIDs' stamps.
+    /// The last flush of all PCIDs.
     all: u64,
-    /// First number of the stamp of global entries.
+    /// Stamp of global entries.
     global: u64,
     next: u64,
 }
@@ -44,21 +72,16 @@ fn slot(key: u64, space: usize) -> usize {
     spread as usize & (ENTRIES - 1)
 }
 
+/// Slot of an entry of `pcid`.
+fn slot_of(key: u64, pcid: u16) -> usize {
+    slot(key, usize::from(pcid) % PCIDS + 1)
+}
+
 impl Walked {
     /// Nothing was walked yet.
     pub fn new() -> Self {
-        let mapping = Mapping {
-            linear: 0,
-            host: 0,
-            read: false,
-            write: false,
-            exec: false,
-            global: false,
-            page_bytes: 4096,
-        };
-        let entries = vec![Entry { key: 0, stamp: (0, 0), mapping }; ENTRIES].into_boxed_slice();
-        let stamps = (1..=PCIDS as u64).collect();
-        Self { entries, stamps, all: 1, global: PCIDS as u64 + 1, next: PCIDS as u64 + 2 }
+        let entries = vec![Entry { key: 0, stamp: 0, host: 0 }; ENTRIES].into_boxed_slice();
+        Self { entries, stamps: vec![0; PCIDS].into_boxed_slice(), all: 1, global: 2, next: 2 }
     }
 
     fn number(&mut self) -> u64 {
@@ -66,34 +89,45 @@ impl Walked {
         self.next
     }
 
-    /// Where an entry of `key` is: if it is global, and if it is of `pcid`.
-    fn places(&self, pcid: u16, key: u64) -> [(usize, Stamp); 2] {
-        let pcid = usize::from(pcid) % PCIDS;
-        [(slot(key, 0), (self.global, 0)), (slot(key, pcid + 1), (self.stamps[pcid], self.all))]
-    }
-
     /// What is known of `linear` in the address space `pcid` for accesses of kind `index`.
     pub fn find(&self, pcid: u16, index: u8, linear: u64) -> Option<Mapping> {
         let key = linear & PAGE | u64::from(index);
-        let found = self.places(pcid, key).into_iter().map(|(at, stamp)| (self.entries[at], stamp));
-        found.filter(|(e, stamp)| e.key == key && e.stamp == *stamp).map(|(e, _)| e.mapping).next()
+        let stamp = self.stamps[usize::from(pcid) % PCIDS];
+        let global = &self.entries[slot(key, 0)];
+        if global.key == key && global.stamp == self.global {
+            return Some(global.mapping());
+        }
+        let own = &self.entries[slot_of(key, pcid)];
+        (own.key == key && own.stamp == stamp && stamp > self.all).then(|| own.mapping())
     }
 
     /// Keeps what a walk in `pcid` for an access of kind `index` found; `write` as if no code were in the page.
     pub fn keep(&mut self, pcid: u16, index: u8, mapping: &Mapping) {
         let key = mapping.linear & PAGE | u64::from(index);
-        let (at, stamp) = self.places(pcid, key)[usize::from(!mapping.global)];
-        self.entries[at] = Entry { key, stamp, mapping: *mapping };
+        let (at, stamp) = match mapping.global {
+            true => (slot(key, 0), self.global),
+            false => (slot_of(key, pcid), self.stamp(pcid)),
+        };
+        self.entries[at] = Entry::new(key, stamp, mapping);
+    }
+
+    /// The stamp of `pcid`, a new one if it has none.
+    fn stamp(&mut self, pcid: u16) -> u64 {
+        let pcid = usize::from(pcid) % PCIDS;
+        if self.stamps[pcid] <= self.all {
+            self.stamps[pcid] = self.number();
+        }
+        self.stamps[pcid]
     }
 
     /// Forgets the page of `linear` in the address space `pcid` and, as all that may be one, of global entries.
     pub fn forget_page(&mut self, pcid: u16, linear: u64) {
         for index in 0..3 {
             let key = linear & PAGE | index;
-            for (at, _) in self.places(pcid, key) {
+            for at in [slot(key, 0), slot_of(key, pcid)] {
                 let e = &mut self.entries[at];
                 if e.key == key {
-                    e.stamp = (0, 0);
+                    e.stamp = 0;
                 }
             }
         }
@@ -101,12 +135,12 @@ impl Walked {
 
     /// Forgets all of one address space that is not global.
     pub fn forget_space(&mut self, pcid: u16) {
-        self.stamps[usize::from(pcid) % PCIDS] = self.number();
+        self.stamps[usize::from(pcid) % PCIDS] = 0;
     }
 
     /// Forgets all that is not global.
     pub fn forget_spaces(&mut self) {
-        self.all += 1;
+        self.all = self.number();
     }
 
     /// Forgets everything.
@@ -121,7 +155,34 @@ mod tests {
     use super::*;
 
     fn mapping(linear: u64, global: bool) -> Mapping {
-        Mapping { linear, host: linear + 1, read: true, write: true, exec: true, global, page_bytes: 4096 }
+        Mapping {
+            linear,
+            host: linear + 0x1000,
+            read: true,
+            write: true,
+            exec: true,
+            global,
+            page_bytes: 4096,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_found() {
+        let mut w = Walked::new();
+        for n in 0..64u64 {
+            let has = |bit: u32| n >> bit & 1 != 0;
+            let m = Mapping {
+                linear: n << 40 | 0x9000,
+                host: (1 << 46) - 0x1000 * (n + 1),
+                read: has(0),
+                write: has(1),
+                exec: has(2),
+                global: has(3),
+                page_bytes: 1 << [12, 21, 22, 30][n as usize >> 4],
+            };
+            w.keep(1, 2, &m);
+            assert_eq!(w.find(1, 2, m.linear | 0xABC), Some(m));
+        }
     }
 
     #[test]
@@ -135,7 +196,7 @@ mod tests {
         assert!(w.find(0, 0, 0x5000).is_some());
         w.forget_space(0);
         assert!(w.find(0, 0, 0x5000).is_none());
-        assert_eq!(w.find(7, 0, 0x5FFF).map(|m| m.host), Some(0x5001));
+        assert_eq!(w.find(7, 0, 0x5FFF).map(|m| m.host), Some(0x6000));
         w.forget_spaces();
         assert!(w.find(7, 0, 0x5000).is_none() && w.find(7, 1, 0x6000).is_some());
         w.forget_all();

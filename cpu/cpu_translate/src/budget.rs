@@ -26,7 +26,7 @@ const EXITS: usize = 10 << 10;
 const BLOCKS: usize = 5 << 9;
 /// Most blocks.
 pub const MOST_BLOCKS: usize = MOST_CODE / MIB * BLOCKS;
-/// Bytes of a block in the hash tables: they are not full.
+/// Bytes of a block in the hash tables of places and of pages: they are not full.
 const BLOCK_IN_TABLES: usize = 16;
 /// Bytes of what comes with a MiB of code, itself included.
 const BYTES_PER_MIB: usize = MIB

@@ -14,10 +14,10 @@ use crate::table::{TABLE_ENTRIES, Table, nothing};
 use crate::thunks::{Thunks, slot};
 use crate::{block, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
+use cpu_soft::places::Places;
 use cpu_soft::translate::{Exit, Heat, Place, Translator};
 use guest_memory::GuestRam;
-use hashbrown::hash_table::Entry;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashMap;
 use std::io;
 use std::sync::Arc;
 use x86_defs::cpuid::FeatureSet;
@@ -44,8 +44,19 @@ pub const FLAT_32: u32 = ModeKey::PROTECTED
     | ModeKey::FLAT_ES;
 /// What names a translation: linear address, offset in the RAM span, context (perhaps [`CAREFUL`]).
 pub type Key = (u64, u64, u8);
-/// For a count: of no place.
-const NOBODY: u64 = 1 << 63;
+/// No block.
+const NONE: u32 = u32::MAX;
+
+/// The last place for which a translation was wanted, the translation that was found, and how often there was none. Code that
+/// is hot in one process is cold at the address that the next one has it at. Several places share a count, so that none waits
+/// for ever.
+#[derive(Clone, Copy)]
+struct Asked {
+    which: u64,
+    times: u32,
+    /// Perhaps of what was dropped since, or [`NONE`].
+    id: u32,
+}
 
 /// An operation as a block calls it.
 pub struct Site {
@@ -132,13 +143,11 @@ pub struct Engine {
     pub blocks: Vec<Block>,
     pub exits: Vec<ExitSite>,
     /// Numbers of the blocks by [`place_hash`].
-    by_place: HashTable<u32>,
+    by_place: Places,
     by_page: HashMap<u64, Vec<u32>>,
     contexts: Vec<Context>,
-    /// By a hash of linear address, RAM page and key: the last for which a translation was wanted in vain, and how often
-    /// one was. Code that is hot in one process is cold at the address that the next one has it at. Several share a
-    /// count, so that none waits for ever.
-    asked: Box<[(u64, u32)]>,
+    /// By a hash of linear address, RAM page and key.
+    asked: Box<[Asked]>,
     /// Why emitted code leaves.
     pub exit: Exit,
     /// The next translation is to be a careful one if it is at this address.
@@ -178,10 +187,10 @@ impl Engine {
             sites: Vec::with_capacity(budget.sites),
             blocks: Vec::with_capacity(budget.blocks),
             exits: Vec::with_capacity(budget.exits),
-            by_place: HashTable::new(),
+            by_place: Places::new(),
             by_page: HashMap::new(),
             contexts: Vec::new(),
-            asked: vec![(0, 0); ASKED_ENTRIES].into_boxed_slice(),
+            asked: vec![Asked { which: 0, times: 0, id: NONE }; ASKED_ENTRIES].into_boxed_slice(),
             exit: Exit::Branch,
             careful_at: None,
             stale: None,
@@ -254,31 +263,31 @@ impl Engine {
     fn translation(&mut self, core: &SoftCore, place: &Place, key: u8, heat: &Heat<'_>) -> Option<u32> {
         let which = place.linear ^ place.at >> 12 << 48 ^ u64::from(key) << 56;
         let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
-        let (asked, times) = self.asked[slot];
-        // What is being counted is not translated yet: no need to look.
-        if asked != which || times >= self.threshold {
-            if let Some(id) = self.find(place, key) {
-                return Some(id);
-            }
-            let (asked, _) = &mut self.asked[slot];
-            // The count goes on: two that share a slot and take turns would never be translated else.
-            *asked = which;
-        }
-        let (asked, times) = &mut self.asked[slot];
-        *times += 1;
-        if *times <= self.threshold {
+        let asked = &mut self.asked[slot];
+        if asked.which == which && asked.id == NONE && asked.times < self.threshold {
+            // It is not translated yet: no need to look.
+            asked.times += 1;
             return None;
         }
-        // Nobody's: what was translated has to be found.
-        (*asked, *times) = (NOBODY, 0);
+        let name = (place.linear, place.at, key);
+        let known = self.blocks.get(asked.id as usize).filter(|b| b.live && b.name() == name);
+        let id = known.map(|_| asked.id).or_else(|| self.find_key(&name));
+        let asked = &mut self.asked[slot];
+        (asked.which, asked.id) = (which, id.unwrap_or(NONE));
+        if id.is_some() {
+            return id;
+        }
+        // The count goes on: two that share a slot and take turns would never be translated else.
+        asked.times += 1;
+        if asked.times <= self.threshold {
+            return None;
+        }
+        asked.times = 0;
         // Tests translate everything: what hot code does, too.
-        self.translate(
-            core,
-            place,
-            key,
-            heat,
-            self.threshold == 0 && key & CAREFUL == 0 && !place.checks_itself,
-        )
+        let hot = self.threshold == 0 && key & CAREFUL == 0 && !place.checks_itself;
+        let id = self.translate(core, place, key, heat, hot);
+        self.asked[slot].id = id.unwrap_or(NONE);
+        id
     }
 
     /// Translates what is at `place`; `hot`: with guesses.
@@ -297,15 +306,8 @@ impl Engine {
         let block = block::translate(self, core, place, key, heat, hot)?;
         self.blocks.push(block);
         let (blocks, name) = (&self.blocks, block.name());
-        let (same, hash) = (
-            |known: &u32| blocks[*known as usize].name() == name,
-            |known: &u32| place_hash(&blocks[*known as usize].name()),
-        );
         // What is translated anew takes the place of what was there.
-        match self.by_place.entry(place_hash(&name), same, hash) {
-            Entry::Occupied(mut known) => *known.get_mut() = id,
-            Entry::Vacant(none) => _ = none.insert(id),
-        }
+        self.by_place.insert(place_hash(&name), id, |known| blocks[known as usize].name() == name);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
     }
@@ -381,8 +383,7 @@ impl Engine {
         self.find_key(&(place.linear, place.at, key))
     }
     fn find_key(&self, key: &Key) -> Option<u32> {
-        let same = |id: &u32| self.blocks[*id as usize].name() == *key;
-        self.by_place.find(place_hash(key), same).copied()
+        self.by_place.find(place_hash(key), |id| self.blocks[id as usize].name() == *key)
     }
 
     /// Another block may not find room.
@@ -405,9 +406,7 @@ impl Engine {
         let b = &mut self.blocks[id as usize];
         b.live = false;
         let b = *b;
-        if let Ok(known) = self.by_place.find_entry(place_hash(&b.name()), |known| *known == id) {
-            known.remove();
-        }
+        self.by_place.remove(place_hash(&b.name()), id);
         // Whoever still knows its entry comes out at the miss.
         self.lead(b.guarded, b.miss);
         let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
@@ -446,10 +445,9 @@ impl Engine {
 }
 
 /// For the table of blocks by place and key.
-fn place_hash(&(linear, at, key): &Key) -> u64 {
+fn place_hash(&(linear, at, key): &Key) -> u32 {
     let mixed = (linear ^ at.rotate_left(29) ^ u64::from(key) << 57).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    // The table takes its slot from the low bits.
-    mixed ^ mixed >> 32
+    (mixed >> 32) as u32
 }
 
 /// Whether MXCSR masks every exception.
