@@ -10,10 +10,10 @@ use crate::block::{MAX_CHECKED, MAX_OPS};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::mmu::PHYSICAL_BITS;
 use crate::places::Places;
+use crate::translate::Note;
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::num::NonZeroU32;
 use guest_memory::GuestRam;
 use hashbrown::HashMap;
 use x86_decode::MAX_LENGTH;
@@ -46,31 +46,39 @@ pub struct Block {
     high: u16,
     /// Bytes that its instructions take.
     pub bytes: u16,
-    /// Times that it was run since room was made last, or it was built.
-    recent: u16,
+    /// Times that it was run, to 65,535; for the translator.
+    heat: u16,
+    /// Times that it was run since room was made last, or it was built, to 255.
+    recent: u8,
     /// Operations, the closing one included.
     ops: u8,
-    live: bool,
-    /// Times that it was run, to 2^32 - 1; for the translator.
-    heat: u32,
+    /// [`Block::LIVE`] and [`Block::CHECKS_ITSELF`].
+    state: u8,
+    note: Note,
     mode: ModeKey,
     /// The next block of its page, or [`NO_BLOCK`].
     next_in_page: BlockId,
-    /// Start of the bytes that it was made from among the originals, if it checks itself (`mixed.rs`).
-    original: Option<NonZeroU32>,
 }
 
 const NO_BLOCK: BlockId = u32::MAX;
 const _: () = assert!(size_of::<Block>() == 32 && MAX_OPS < u8::MAX as usize && PHYSICAL_BITS <= 48);
 
 impl Block {
+    const LIVE: u8 = 1;
+    /// See `mixed.rs`.
+    const CHECKS_ITSELF: u8 = 2;
+
+    #[inline(always)]
+    fn is_live(&self) -> bool {
+        self.state & Self::LIVE != 0
+    }
     /// Offset in the RAM span.
     fn at(&self) -> u64 {
         u64::from(self.high) << 32 | u64::from(self.low)
     }
     /// RAM page.
     #[inline(always)]
-    fn page(&self) -> u64 {
+    pub fn page(&self) -> u64 {
         self.at() >> 12
     }
     /// Instructions; the closing operation is none.
@@ -81,11 +89,16 @@ impl Block {
     /// The page in which a store ends it.
     #[inline(always)]
     pub fn watched_page(&self) -> u64 {
-        if self.original.is_some() { NO_PAGE } else { self.page() }
+        if self.checks_itself() { NO_PAGE } else { self.page() }
+    }
+    /// What the translator noted.
+    pub fn note(&self) -> Note {
+        self.note
     }
     /// Whether it checks itself.
+    #[inline(always)]
     pub fn checks_itself(&self) -> bool {
-        self.original.is_some()
+        self.state & Self::CHECKS_ITSELF != 0
     }
     fn is_at(&self, at: u64, mode: ModeKey) -> bool {
         self.at() == at && self.mode == mode
@@ -122,8 +135,8 @@ pub struct BlockCache {
     most_ops: usize,
     most_blocks: usize,
     arena: Vec<Op<SoftCore>>,
-    /// Bytes of the blocks that check themselves, behind one that is nobody's.
-    originals: Vec<u8>,
+    /// Bytes that the blocks were made from that check themselves. There are few.
+    originals: HashMap<BlockId, Box<[u8]>>,
     blocks: Vec<Block>,
     /// Live blocks by [`place_hash`].
     by_place: Places,
@@ -141,7 +154,7 @@ impl BlockCache {
             most_ops,
             most_blocks,
             arena: Vec::new(),
-            originals: vec![0],
+            originals: HashMap::new(),
             blocks: Vec::new(),
             by_place: Places::new(),
             by_page: HashMap::new(),
@@ -173,21 +186,28 @@ impl BlockCache {
     pub fn get(&self, Found { id, first }: Found) -> Option<(&Block, &[Op<SoftCore>])> {
         let b = self.blocks.get(id as usize)?;
         let ops = self.arena.get(first as usize..first as usize + usize::from(b.ops))?;
-        (b.live && b.first == first).then_some((b, ops))
+        (b.is_live() && b.first == first).then_some((b, ops))
     }
 
-    /// Counts that a block runs; how often it has, its RAM page, and whether it checks itself.
-    pub fn warm(&mut self, id: BlockId) -> Option<(u32, u64, bool)> {
-        let b = self.blocks.get_mut(id as usize).filter(|b| b.live)?;
+    /// Counts that a block runs; how often it has, and the block.
+    pub fn warm(&mut self, id: BlockId) -> Option<(u32, &Block)> {
+        let b = self.blocks.get_mut(id as usize).filter(|b| b.is_live())?;
         b.heat = b.heat.saturating_add(1);
         b.recent = b.recent.saturating_add(1);
-        Some((b.heat, b.page(), b.checks_itself()))
+        Some((b.heat.into(), b))
+    }
+
+    /// Keeps what the translator notes about block `id`.
+    pub fn set_note(&mut self, id: BlockId, note: Note) {
+        if let Some(b) = self.blocks.get_mut(id as usize) {
+            b.note = note;
+        }
     }
 
     /// Times that a block at a place in RAM was run.
     pub fn heat(&self, at: u64, mode: ModeKey) -> u32 {
         let block = self.find(at, mode).and_then(|id| self.blocks.get(id as usize));
-        block.map_or(0, |b| b.heat)
+        block.map_or(0, |b| b.heat.into())
     }
 
     /// The block at a place in RAM.
@@ -201,16 +221,16 @@ impl BlockCache {
     pub fn is_current(&self, id: BlockId, ram: &GuestRam) -> bool {
         self.blocks
             .get(id as usize)
-            .is_some_and(|b| b.live && (b.original.is_none() || self.is_original(b, ram)))
+            .is_some_and(|b| b.is_live() && (!b.checks_itself() || self.is_original(id, b, ram)))
     }
 
     #[inline(never)]
-    fn is_original(&self, b: &Block, ram: &GuestRam) -> bool {
-        let (from, len) = (b.original.map_or(0, |o| o.get() as usize), usize::from(b.bytes));
+    fn is_original(&self, id: BlockId, b: &Block, ram: &GuestRam) -> bool {
+        let len = usize::from(b.bytes);
         let mut now = [0; MAX_CHECKED * MAX_LENGTH];
         let now = &mut now[..len.min(MAX_CHECKED * MAX_LENGTH)];
         ram.load_bytes(b.at(), now);
-        self.originals.get(from..from + len) == Some(&*now)
+        self.originals.get(&id).is_some_and(|original| **original == *now)
     }
 
     /// Adds a block at a place in RAM, where there is none. `original`: its bytes, if it checks itself.
@@ -228,22 +248,25 @@ impl BlockCache {
             self.arena.reserve_exact(self.most_ops - self.arena.len());
             self.blocks.reserve_exact(self.most_blocks - self.blocks.len());
         }
+        let checks_itself = if original.is_some() { Block::CHECKS_ITSELF } else { 0 };
         let block = Block {
             first: self.arena.len() as u32,
             low: at as u32,
             high: (at >> 32) as u16,
             bytes: ops.last().map_or(0, |op| op.at),
+            heat: 0,
             recent: 0,
             ops: ops.len() as u8,
-            live: true,
-            heat: 0,
+            state: Block::LIVE | checks_itself,
+            note: Note::EMPTY,
             mode,
             next_in_page: NO_BLOCK,
-            original: NonZeroU32::new(self.originals.len() as u32).filter(|_| original.is_some()),
         };
-        self.originals.extend_from_slice(original.unwrap_or_default());
         self.arena.extend_from_slice(ops);
         let id = self.blocks.len() as BlockId;
+        if let Some(original) = original {
+            self.originals.insert(id, original.into());
+        }
         self.blocks.push(block);
         self.list(id);
         id
@@ -263,21 +286,20 @@ impl BlockCache {
         self.by_place.clear();
         self.by_page.clear();
         let mut renamed = vec![None; self.blocks.len()];
-        let (mut kept, mut ops, mut originals) = (0, 0, 1);
+        let mut originals = core::mem::take(&mut self.originals);
+        let (mut kept, mut ops) = (0, 0);
         // They lie in the order of their numbers: what is kept moves down.
         for (n, renamed) in renamed.iter_mut().enumerate() {
             let mut b = self.blocks[n];
-            if !b.live || u32::from(b.recent) < least {
+            if !b.is_live() || u32::from(b.recent) < least {
                 continue;
             }
             let from = b.first as usize;
             self.arena.copy_within(from..from + usize::from(b.ops), ops);
             b.first = ops as u32;
             ops += usize::from(b.ops);
-            if let Some(from) = b.original.map(|o| o.get() as usize) {
-                self.originals.copy_within(from..from + usize::from(b.bytes), originals);
-                b.original = NonZeroU32::new(originals as u32);
-                originals += usize::from(b.bytes);
+            if let Some(original) = originals.remove(&(n as BlockId)) {
+                self.originals.insert(kept as BlockId, original);
             }
             b.recent = 0;
             self.blocks[kept] = b;
@@ -285,7 +307,6 @@ impl BlockCache {
             kept += 1;
         }
         self.arena.truncate(ops);
-        self.originals.truncate(originals);
         self.blocks.truncate(kept);
         (0..kept).for_each(|id| self.list(id as BlockId));
         for j in &mut self.jumps {
@@ -298,9 +319,9 @@ impl BlockCache {
 
     /// How often a block must have been run lately, a power of two, so that those that were take at most half of the room.
     fn least_recent(&self) -> u32 {
-        let mut by_length = [(0, 0); 1 + u16::BITS as usize];
-        for b in self.blocks.iter().filter(|b| b.live) {
-            let (ops, blocks) = &mut by_length[(u16::BITS - b.recent.leading_zeros()) as usize];
+        let mut by_length = [(0, 0); 1 + u8::BITS as usize];
+        for b in self.blocks.iter().filter(|b| b.is_live()) {
+            let (ops, blocks) = &mut by_length[(u8::BITS - b.recent.leading_zeros()) as usize];
             (*ops, *blocks) = (*ops + usize::from(b.ops), *blocks + 1);
         }
         let mut kept = (0, 0);
@@ -308,7 +329,7 @@ impl BlockCache {
             kept = (kept.0 + ops, kept.1 + blocks);
             kept.0 <= self.most_ops / 2 && kept.1 <= self.most_blocks / 2
         });
-        (2 << u16::BITS >> lengths.count()) >> 1
+        (2 << u8::BITS >> lengths.count()) >> 1
     }
 
     /// Drops all code of a RAM page.
@@ -323,14 +344,14 @@ impl BlockCache {
     /// Drops block `id`.
     pub fn drop_block(&mut self, id: BlockId) {
         let Some(b) = self.blocks.get_mut(id as usize) else { return };
-        b.live = false;
+        b.state &= !Block::LIVE;
         self.by_place.remove(b.hash(), id);
     }
 
     /// Drops everything.
     pub fn clear(&mut self) {
         self.arena.clear();
-        self.originals.truncate(1);
+        self.originals.clear();
         self.blocks.clear();
         self.by_place.clear();
         self.by_page.clear();

@@ -14,7 +14,7 @@
 use crate::core::SoftCore;
 use crate::mmu::{Access, Target};
 use crate::run::SoftVcpu;
-use crate::translate::{Exit, Place};
+use crate::translate::{Exit, Note, Place};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -186,7 +186,7 @@ fn put(ram: &guest_memory::GuestRam, page: u64, bytes: &[u8; 4096]) {
 
 impl SoftVcpu {
     /// As the translator's `run`, and once more by the interpreter.
-    pub(crate) fn run_in_lockstep(&mut self, place: &Place) -> Option<Exit> {
+    pub(crate) fn run_in_lockstep(&mut self, place: &Place, note: &mut Note) -> Option<Exit> {
         let (translator, cache) = (self.translator.as_mut()?, &self.cache);
         let core = &mut *self.core;
         let before = core.cpu.clone();
@@ -194,7 +194,7 @@ impl SoftVcpu {
         core.tlb.drop_write_tags();
         let asked = core.hot.budget;
         core.hot.budget = RUN.min(asked);
-        let exit = translator.run(core, place, &|at| cache.heat(at, place.mode));
+        let exit = translator.run(core, place, &|at| cache.heat(at, place.mode), note);
         let ran = RUN.min(asked) - core.hot.budget;
         core.hot.budget = asked - ran;
         let mut tape = core.tape.take()?;

@@ -35,11 +35,31 @@ pub trait Translator: Send {
     fn threshold(&self) -> u32;
     /// Runs translated code from `place` on, translating it first if need be. `None`: it does not take this
     /// place, nothing was done. `heat`: how often the interpreter came to an offset in the RAM span, in the mode of now.
-    fn run(&mut self, core: &mut SoftCore, place: &Place, heat: &Heat<'_>) -> Option<Exit>;
+    fn run(&mut self, core: &mut SoftCore, place: &Place, heat: &Heat<'_>, note: &mut Note) -> Option<Exit>;
     /// RAM page `page` was written: translations of it must not be entered again.
     fn forget_page(&mut self, page: u64);
     /// No translation may be entered again.
     fn forget_all(&mut self);
+}
+
+/// What a translator notes about a place in RAM. The interpreter's block there has room for it, which is in the host's caches
+/// then: nothing else of cold code is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, packed)]
+pub struct Note {
+    /// Number of a translation, which may be no more, or [`Note::NONE`].
+    pub id: u32,
+    /// Of which linear address and key it is.
+    pub asker: u16,
+    /// Times that there was none.
+    pub times: u8,
+}
+
+impl Note {
+    /// No translation.
+    pub const NONE: u32 = u32::MAX;
+    /// Nothing was asked yet.
+    pub const EMPTY: Self = Self { id: Self::NONE, asker: 0, times: 0 };
 }
 
 /// Where a block starts, and what decides how it decodes.
@@ -262,19 +282,21 @@ impl SoftVcpu {
     #[inline]
     pub(crate) fn run_translated(&mut self, id: BlockId, linear: u64, budget: &mut i64) -> Option<Exit> {
         let translator = self.translator.as_mut()?;
-        let (heat, page, checks_itself) = self.cache.warm(id)?;
+        let (heat, block) = self.cache.warm(id)?;
         if heat < translator.threshold() {
             return None;
         }
-        let mode = self.core.cpu.mode;
-        let place = Place { linear, at: page << 12 | linear & 0xFFF, mode, checks_itself };
+        let (mode, checks_itself) = (self.core.cpu.mode, block.checks_itself());
+        let place = Place { linear, at: block.page() << 12 | linear & 0xFFF, mode, checks_itself };
+        let mut note = block.note();
         let whole = *budget * SPEED;
         self.core.hot.budget = whole;
         let heat = |at| self.cache.heat(at, place.mode);
         let exit = match self.lockstep {
-            None => translator.run(&mut self.core, &place, &heat),
-            Some(_) => self.run_in_lockstep(&place),
+            None => translator.run(&mut self.core, &place, &heat, &mut note),
+            Some(_) => self.run_in_lockstep(&place, &mut note),
         };
+        self.cache.set_note(id, note);
         let ran = (whole - self.core.hot.budget).max(0);
         self.instructions += ran as u64;
         *budget -= (ran + SPEED - 1) / SPEED;

@@ -194,7 +194,7 @@ pub fn translate(
     let mut emitter = Emitter::new(base, place, core.cpu.mmu_index, key, engine);
     emitter.guesses = guesses;
     emitter.block(&source);
-    let Finished { code, block, marks, guesses } = emitter.finish();
+    let Finished { code, mut block, marks, guesses } = emitter.finish();
     if let Some(guesses) = guesses {
         engine.feedback.keep(name, guesses, source.items.len());
     }
@@ -202,9 +202,9 @@ pub fn translate(
         journal.note(place, &source, base, &code, &marks);
     }
     engine.memory.append(&code);
-    let way = source.way;
+    block.way = source.way;
     engine.scratch = Some(source.into());
-    Some(Block { way, ..block })
+    Some(block)
 }
 
 /// Decodes and plans the code at `place` in `page`, along the way that it most likely takes.

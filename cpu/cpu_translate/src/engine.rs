@@ -1,7 +1,9 @@
 //! Translations of one vCPU, and the way into them and out again.
 
+mod record;
 mod ways;
 
+pub use record::Block;
 pub use ways::ExitSite;
 
 use crate::asm::Asm;
@@ -15,7 +17,7 @@ use crate::thunks::{Thunks, slot};
 use crate::{block, host, plan, runtime, x87};
 use cpu_soft::SoftCore;
 use cpu_soft::places::Places;
-use cpu_soft::translate::{Exit, Heat, Place, Translator};
+use cpu_soft::translate::{Exit, Heat, Note, Place, Translator};
 use guest_memory::GuestRam;
 use hashbrown::HashMap;
 use std::io;
@@ -27,8 +29,8 @@ use x86_emulate::{ModeKey, Op};
 pub const BLOCK_BYTES: usize = 64 << 10;
 /// Contexts; with one more everything starts anew.
 const MAX_CONTEXTS: usize = 16;
-/// Places whose calls are counted at a time.
-const ASKED_ENTRIES: usize = 8 << 10;
+/// Notes about places that careful translations are wanted of.
+const CAREFUL_NOTES: usize = 1 << 10;
 /// The mask bits of MXCSR.
 const MXCSR_MASKS: u32 = 0x1F80;
 /// In the key of a translation beside the number of its context: one that goes on where the range of a group of memory
@@ -44,20 +46,6 @@ pub const FLAT_32: u32 = ModeKey::PROTECTED
     | ModeKey::FLAT_ES;
 /// What names a translation: linear address, offset in the RAM span, context (perhaps [`CAREFUL`]).
 pub type Key = (u64, u64, u8);
-/// No block.
-const NONE: u32 = u32::MAX;
-
-/// The last place for which a translation was wanted, the translation that was found, and how often there was none. Code that
-/// is hot in one process is cold at the address that the next one has it at. Several places share a count, so that none waits
-/// for ever.
-#[derive(Clone, Copy)]
-struct Asked {
-    which: u64,
-    times: u32,
-    /// Perhaps of what was dropped since, or [`NONE`].
-    id: u32,
-}
-
 /// An operation as a block calls it.
 pub struct Site {
     /// The operation.
@@ -70,47 +58,6 @@ pub struct Site {
     pub done: u16,
     /// May look at the x87 unit or change it.
     pub sees_x87: bool,
-}
-
-/// A translated superblock.
-#[derive(Clone, Copy)]
-pub struct Block {
-    /// Linear address.
-    pub linear: u64,
-    /// Offset in the RAM span.
-    pub at: u64,
-    /// Context, perhaps [`CAREFUL`].
-    pub key: u8,
-    /// Entry with the guard: for everybody who comes from another page.
-    pub guarded: u64,
-    /// The guard's immediate.
-    pub guard: u64,
-    /// Behind the guard: for the same page.
-    pub body: u64,
-    /// Where a failed guard leads.
-    pub miss: u64,
-    /// Its code may be entered.
-    pub live: bool,
-    /// Times that it came next when the countdown ran out.
-    pub samples: u32,
-    /// See [`Place::checks_itself`].
-    pub checks_itself: bool,
-    /// See `Source::way`.
-    pub way: u16,
-}
-
-impl Block {
-    /// Linear address of its page.
-    pub fn linear_page(&self) -> u64 {
-        self.linear & !0xFFF
-    }
-    fn name(&self) -> Key {
-        (self.linear, self.at, self.key)
-    }
-    /// RAM page whose stores end it.
-    pub fn watched_page(&self) -> Option<u64> {
-        (!self.checks_itself).then_some(self.at >> 12)
-    }
 }
 
 /// What, besides place and bytes, decides what code a block becomes.
@@ -146,8 +93,8 @@ pub struct Engine {
     by_place: Places,
     by_page: HashMap<u64, Vec<u32>>,
     contexts: Vec<Context>,
-    /// By a hash of linear address, RAM page and key.
-    asked: Box<[Asked]>,
+    /// Notes about places that emitted code wants careful translations of, by a hash.
+    careful: Box<[Note]>,
     /// Why emitted code leaves.
     pub exit: Exit,
     /// The next translation is to be a careful one if it is at this address.
@@ -190,7 +137,7 @@ impl Engine {
             by_place: Places::new(),
             by_page: HashMap::new(),
             contexts: Vec::new(),
-            asked: vec![Asked { which: 0, times: 0, id: NONE }; ASKED_ENTRIES].into_boxed_slice(),
+            careful: vec![Note::EMPTY; CAREFUL_NOTES].into_boxed_slice(),
             exit: Exit::Branch,
             careful_at: None,
             stale: None,
@@ -259,34 +206,49 @@ impl Engine {
         }
     }
 
-    /// The translation at `place`, made if need be.
-    fn translation(&mut self, core: &SoftCore, place: &Place, key: u8, heat: &Heat<'_>) -> Option<u32> {
-        let which = place.linear ^ place.at >> 12 << 48 ^ u64::from(key) << 56;
-        let slot = (which ^ which >> 13 ^ which >> 26 ^ which >> 48) as usize % ASKED_ENTRIES;
-        let asked = &mut self.asked[slot];
-        if asked.which == which && asked.id == NONE && asked.times < self.threshold {
+    /// The translation at `place`, made if it was wanted often enough. Code that is hot in one process is cold at the address
+    /// that the next one has it at.
+    fn translation(
+        &mut self,
+        core: &SoftCore,
+        place: &Place,
+        key: u8,
+        heat: &Heat<'_>,
+        note: &mut Note,
+    ) -> Option<u32> {
+        let asker = place.linear >> 12 ^ place.linear >> 28 ^ u64::from(key) << 8;
+        let asker = asker as u16;
+        if note.asker == asker && note.id == Note::NONE && u32::from(note.times) < self.threshold {
             // It is not translated yet: no need to look.
-            asked.times += 1;
+            note.times += 1;
             return None;
         }
         let name = (place.linear, place.at, key);
-        let known = self.blocks.get(asked.id as usize).filter(|b| b.live && b.name() == name);
-        let id = known.map(|_| asked.id).or_else(|| self.find_key(&name));
-        let asked = &mut self.asked[slot];
-        (asked.which, asked.id) = (which, id.unwrap_or(NONE));
+        let known = self.blocks.get(note.id as usize).filter(|b| b.is_live() && b.is(&name));
+        let id = known.map(|_| note.id).or_else(|| self.find_key(&name));
+        (note.asker, note.id) = (asker, id.unwrap_or(Note::NONE));
         if id.is_some() {
             return id;
         }
-        // The count goes on: two that share a slot and take turns would never be translated else.
-        asked.times += 1;
-        if asked.times <= self.threshold {
+        // The count goes on: two that take turns would never be translated else.
+        if u32::from(note.times) < self.threshold {
+            note.times += 1;
             return None;
         }
-        asked.times = 0;
+        note.times = 0;
         // Tests translate everything: what hot code does, too.
         let hot = self.threshold == 0 && key & CAREFUL == 0 && !place.checks_itself;
         let id = self.translate(core, place, key, heat, hot);
-        self.asked[slot].id = id.unwrap_or(NONE);
+        note.id = id.unwrap_or(Note::NONE);
+        id
+    }
+
+    /// The careful translation at `place`, made if it was wanted often enough.
+    fn careful_translation(&mut self, core: &SoftCore, place: &Place, key: u8) -> Option<u32> {
+        let slot = (place.linear ^ place.linear >> 12 ^ place.linear >> 24) as usize % CAREFUL_NOTES;
+        let mut note = self.careful[slot];
+        let id = self.translation(core, place, key, &|_| 0, &mut note);
+        self.careful[slot] = note;
         id
     }
 
@@ -307,7 +269,7 @@ impl Engine {
         self.blocks.push(block);
         let (blocks, name) = (&self.blocks, block.name());
         // What is translated anew takes the place of what was there.
-        self.by_place.insert(place_hash(&name), id, |known| blocks[known as usize].name() == name);
+        self.by_place.insert(place_hash(&name), id, |known| blocks[known as usize].is(&name));
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
     }
@@ -326,18 +288,18 @@ impl Engine {
         };
         // All others may have been dropped.
         if id as usize == count {
-            let (from, to) = (self.blocks[old as usize], self.blocks[id as usize]);
+            let start = self.memory.start();
+            let [from, to] = [old, id].map(|id| self.blocks[id as usize]);
+            let entries = [(from.guarded(start), to.guarded(start)), (from.body(start), to.body(start))];
             for site in self.exits.iter().filter(|site| site.target == place.linear) {
-                let jump = self.memory.start() + site.jump();
-                match self.memory.jump_target(jump) {
-                    leads if leads == from.guarded => self.memory.patch_jump(jump, to.guarded),
-                    leads if leads == from.body => self.memory.patch_jump(jump, to.body),
-                    _ => {}
+                let jump = start + site.jump();
+                let leads = self.memory.jump_target(jump);
+                if let Some((_, to)) = entries.into_iter().find(|(from, _)| leads == *from) {
+                    self.memory.patch_jump(jump, to);
                 }
             }
-            self.lead(from.guarded, to.guarded);
-            self.lead(from.body, to.body);
-            self.blocks[old as usize].live = false;
+            entries.into_iter().for_each(|(from, to)| self.lead(from, to));
+            self.blocks[old as usize].die();
         }
         Some(id)
     }
@@ -354,7 +316,7 @@ impl Engine {
     /// Block `block` was left with the countdown run out.
     pub fn left(&mut self, block: u32, way: WayOut) {
         if self.feedback.samples(self.expired) {
-            let samples = self.blocks.get(block as usize).map_or(0, |b| b.samples);
+            let samples = self.blocks.get(block as usize).map_or(0, |b| b.samples.into());
             self.feedback.leaves(block, samples, way);
         }
     }
@@ -372,8 +334,8 @@ impl Engine {
         let key = (place.linear, place.at, context);
         let Some(id) = self.find_key(&key) else { return false };
         let b = &mut self.blocks[id as usize];
-        b.samples += 1;
-        let samples = b.samples;
+        b.samples = b.samples.saturating_add(1);
+        let samples = b.samples.into();
         self.exit = Exit::Branch;
         self.feedback.sampled(core, key, id, samples)
     }
@@ -383,7 +345,7 @@ impl Engine {
         self.find_key(&(place.linear, place.at, key))
     }
     fn find_key(&self, key: &Key) -> Option<u32> {
-        self.by_place.find(place_hash(key), |id| self.blocks[id as usize].name() == *key)
+        self.by_place.find(place_hash(key), |id| self.blocks[id as usize].is(key))
     }
 
     /// Another block may not find room.
@@ -404,21 +366,21 @@ impl Engine {
     /// Drops block `id`. Only while the vCPU is outside of its code.
     fn drop_block(&mut self, id: u32) {
         let b = &mut self.blocks[id as usize];
-        b.live = false;
-        let b = *b;
+        b.die();
+        let (b, start) = (*b, self.memory.start());
         self.by_place.remove(place_hash(&b.name()), id);
         // Whoever still knows its entry comes out at the miss.
-        self.lead(b.guarded, b.miss);
+        self.lead(b.guarded(start), b.miss(start));
         let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
         let slot = b.linear as usize % TABLE_ENTRIES;
-        if table[slot][1] == b.guarded {
+        if table[slot][1] == b.guarded(start) {
             table[slot] = nothing(slot);
         }
     }
 
     /// Drops block `id` alone of its page's. Ways into its body lead to what it became, the next time.
     fn forget(&mut self, id: u32) {
-        let Some(page) = self.blocks.get(id as usize).map(|b| b.at >> 12) else { return };
+        let Some(page) = self.blocks.get(id as usize).map(|b| b.at() >> 12) else { return };
         if let Some(ids) = self.by_page.get_mut(&page)
             && let Some(n) = ids.iter().position(|known| *known == id)
         {
@@ -460,14 +422,15 @@ impl Translator for Engine {
         self.threshold
     }
 
-    fn run(&mut self, core: &mut SoftCore, place: &Place, heat: &Heat<'_>) -> Option<Exit> {
+    fn run(&mut self, core: &mut SoftCore, place: &Place, heat: &Heat<'_>, note: &mut Note) -> Option<Exit> {
         let exec_id = core.exec_id(place.linear)?;
         let context = self.make_context(core)?;
         let careful = self.careful_at.take() == Some(place.linear);
         let key = if careful { context | CAREFUL } else { context };
         let id = match self.feedback.is_wanted((place.linear, place.at, key)) {
             true if !place.checks_itself => self.renew(core, place, key, heat)?,
-            _ => self.translation(core, place, key, heat)?,
+            _ if careful => self.careful_translation(core, place, key)?,
+            _ => self.translation(core, place, key, heat, note)?,
         };
         let target = self.admit(id, exec_id);
         host::set_gs_base(self.ram_base);

@@ -1,7 +1,7 @@
 //! What emitted code calls. Each function gets the `SoftCore` with the guest's registers in memory and says
 //! where to go on: 0 (behind the operation), the address of a translation, or that of the leaving thunk.
 
-use crate::engine::{Block, CAREFUL, Engine, ExitSite};
+use crate::engine::{Engine, ExitSite};
 use crate::feedback::WayOut;
 use crate::thunks::slot;
 use crate::x87;
@@ -115,10 +115,10 @@ pub unsafe extern "sysv64" fn miss(core: *mut SoftCore, block: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    let Block { live, key, linear, .. } = engine.blocks[block as usize];
-    core.cpu.gpr[RIP] = linear;
-    if !live && key & CAREFUL != 0 {
-        return engine.leave_from(key, linear);
+    let b = engine.blocks[block as usize];
+    core.cpu.gpr[RIP] = b.linear;
+    if !b.is_live() && b.is_careful() {
+        return engine.leave_from(&b);
     }
     let to = engine.go_on_checked(core);
     if to != engine.thunks.leave {
@@ -135,11 +135,11 @@ pub unsafe extern "sysv64" fn stale(core: *mut SoftCore, block: u64) -> u64 {
     // SAFETY: the caller is emitted code.
     let (core, engine) = unsafe { parts(core) };
     core.cpu.flags = LazyFlags::from_bits(core.hot.raw_flags);
-    let Block { live, key, linear, .. } = engine.blocks[block as usize];
-    core.cpu.gpr[RIP] = linear;
-    if live || key & CAREFUL != 0 {
+    let b = engine.blocks[block as usize];
+    core.cpu.gpr[RIP] = b.linear;
+    if b.is_live() || b.is_careful() {
         engine.stale = Some(block as u32);
-        return engine.leave_from(key, linear);
+        return engine.leave_from(&b);
     }
     let to = engine.go_on_checked(core);
     if to != engine.thunks.leave {

@@ -2,7 +2,7 @@
 
 use crate::asm;
 use crate::harness::*;
-use cpu_soft::translate::{Exit, Heat, Place, Translator, TranslatorFactory};
+use cpu_soft::translate::{Exit, Heat, Note, Place, Translator, TranslatorFactory};
 use cpu_soft::{SoftCore, SoftHypervisor};
 use guest_memory::GuestRam;
 use hypervisor::VcpuExit;
@@ -32,7 +32,7 @@ impl Translator for Fake {
     fn threshold(&self) -> u32 {
         0
     }
-    fn run(&mut self, core: &mut SoftCore, place: &Place, _: &Heat<'_>) -> Option<Exit> {
+    fn run(&mut self, core: &mut SoftCore, place: &Place, _: &Heat<'_>, _: &mut Note) -> Option<Exit> {
         if place.linear != CODE {
             return None;
         }

@@ -124,19 +124,7 @@ pub struct Finished {
 impl<'a> Emitter<'a> {
     /// For the code at `place`, to lie at host address `base`.
     pub fn new(base: u64, place: &Place, mmu_index: u8, key: u8, engine: &'a mut Engine) -> Self {
-        let block = Block {
-            linear: place.linear,
-            at: place.at,
-            key,
-            guarded: base,
-            guard: 0,
-            body: 0,
-            miss: 0,
-            live: true,
-            samples: 0,
-            checks_itself: place.checks_itself,
-            way: 0,
-        };
+        let block = Block::new(place, key, (base - engine.memory.start()) as u32);
         let a = Asm::new(base);
         let (in_host, in_memory) = (false, true);
         Self {
@@ -169,10 +157,10 @@ impl<'a> Emitter<'a> {
         // cmp dword [exec_id], imm32
         let guard = field(layout::exec_id(user, self.place.linear));
         self.a.modrm(&[], false, false, &[0x81], 7, guard.into());
-        self.block.guard = self.a.here();
+        debug_assert_eq!(self.a.code.len() as u64, Block::GUARD);
         self.a.bytes(&[0; 4]);
         let miss = self.a.jcc_later(cc::NOT_EQUAL);
-        self.block.body = self.a.here();
+        debug_assert_eq!(self.a.code.len() as u64, Block::BODY);
         if source.checks_itself {
             self.check_itself(source);
         }
@@ -199,7 +187,7 @@ impl<'a> Emitter<'a> {
         self.marks.push(self.a.code.len());
         self.close(source);
         self.emit_stubs();
-        self.block.miss = self.a.here();
+        self.block.set_miss(self.a.code.len());
         self.a.bind(miss);
         self.a.mov_imm32(T1, id);
         self.a.jmp(self.engine.thunks.miss);
@@ -440,8 +428,8 @@ impl<'a> Emitter<'a> {
                 Stub::Unlinked { expired, jump, target, careful, guarded, done } => {
                     self.a.bind(expired);
                     self.a.bind(jump);
-                    let code = self.block.guarded - self.engine.memory.start();
-                    let jump = code as u32 + jump.0 as u32;
+                    let start = self.engine.memory.start();
+                    let jump = (self.block.guarded(start) - start) as u32 + jump.0 as u32;
                     let block = self.engine.blocks.len() as u32;
                     let from = (block, done);
                     self.engine.exits.push(ExitSite::new(from, target, jump, careful, guarded));

@@ -56,13 +56,18 @@ impl ExitSite {
 impl Engine {
     /// Makes the guarded entry of a block pass for the mapping `exec_id`; its address.
     pub(super) fn admit(&mut self, id: u32, exec_id: u32) -> u64 {
-        let b = self.blocks[id as usize];
-        self.memory.patch(b.guard, &exec_id.to_le_bytes());
-        if b.key & CAREFUL == 0 {
-            let table = &mut self.contexts[usize::from(b.key)].table;
-            table[b.linear as usize & (TABLE_ENTRIES - 1)] = [b.linear, b.guarded];
+        let start = self.memory.start();
+        let b = &mut self.blocks[id as usize];
+        if b.exec_id != exec_id {
+            b.exec_id = exec_id;
+            self.memory.patch(b.guard(start), &exec_id.to_le_bytes());
         }
-        b.guarded
+        let guarded = b.guarded(start);
+        if !b.is_careful() {
+            let table = &mut self.contexts[usize::from(b.key)].table;
+            table[b.linear as usize & (TABLE_ENTRIES - 1)] = [b.linear, guarded];
+        }
+        guarded
     }
 
     /// Where to go on at RIP: a translation, or out. For emitted code.
@@ -98,15 +103,15 @@ impl Engine {
             return self.thunks.leave;
         }
         let linear = core.linear_ip();
-        let Block { at, checks_itself, .. } = self.blocks[self.exits[exit].block() as usize];
-        let place = core.known_place(linear).filter(|p| (p.at ^ at) >> 12 == 0);
-        let place = place.map(|p| Place { checks_itself, ..p });
+        let from = self.blocks[self.exits[exit].block() as usize];
+        let place = core.known_place(linear).filter(|p| (p.at ^ from.at()) >> 12 == 0);
+        let place = place.map(|p| Place { checks_itself: from.checks_itself(), ..p });
         if let (Some(context), Some(place)) = (self.context(core), place) {
             let key = context | CAREFUL;
             // Not if all had to be dropped: emitted code waits for us.
             let known = self.find(&place, key).is_some();
             let id =
-                if known || !self.is_full() { self.translation(core, &place, key, &|_| 0) } else { None };
+                if known || !self.is_full() { self.careful_translation(core, &place, key) } else { None };
             self.show_tables(core);
             if let Some(id) = id {
                 return self.admit(id, core.claim_exec_id(linear));
@@ -135,9 +140,10 @@ impl Engine {
         let key = if site.careful() { context | CAREFUL } else { context };
         if let Some(id) = self.find(&place, key) {
             let (from, b) = (&self.blocks[site.block() as usize], &self.blocks[id as usize]);
-            let same = site.stays_in_page(from) && (from.at ^ place.at) >> 12 == 0;
-            let to = if same { b.body } else { b.guarded };
-            self.memory.patch_jump(self.memory.start() + site.jump(), to);
+            let same = site.stays_in_page(from) && (from.at() ^ place.at) >> 12 == 0;
+            let start = self.memory.start();
+            let to = if same { b.body(start) } else { b.guarded(start) };
+            self.memory.patch_jump(start + site.jump(), to);
         }
     }
 
@@ -145,16 +151,16 @@ impl Engine {
     /// written now and then is called from others for ever.
     pub fn replace(&mut self, old: usize, to: u64) {
         let b = self.blocks[old];
-        if !b.live && b.key & CAREFUL == 0 {
-            self.lead(b.guarded, to);
+        if !b.is_live() && !b.is_careful() {
+            self.lead(b.guarded(self.memory.start()), to);
         }
     }
 
-    /// Leaves at `linear`, where a block with this key was, in a way that makes progress: what a careful translation was made
+    /// Leaves where a block was, in a way that makes progress: what a careful translation was made
     /// for leads to it again and again.
-    pub fn leave_from(&mut self, key: u8, linear: u64) -> u64 {
-        if key & CAREFUL != 0 {
-            self.careful_at = Some(linear);
+    pub fn leave_from(&mut self, block: &Block) -> u64 {
+        if block.is_careful() {
+            self.careful_at = Some(block.linear);
         }
         self.exit = Exit::Branch;
         self.thunks.leave
@@ -162,7 +168,7 @@ impl Engine {
 
     /// As `replace`, for ways into the body of a block that found itself changed.
     pub fn replace_body(&mut self, old: usize, to: u64) {
-        self.lead(self.blocks[old].body, to);
+        self.lead(self.blocks[old].body(self.memory.start()), to);
     }
 
     /// Makes code at `from` a jump to `to`.
