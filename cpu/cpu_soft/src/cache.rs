@@ -405,7 +405,7 @@ mod tests {
             if n % 4096 == 4095 {
                 for old in (0..n.min(12_000)).filter(|n| runs(*n)) {
                     let id = cache.find(place(old), MODE).expect("it runs often");
-                    _ = cache.warm(id).and_then(|_| cache.warm(id));
+                    (0..2).for_each(|_| assert!(cache.warm(id).is_some()));
                 }
             }
             assert!(cache.arena.len() <= most_ops && cache.blocks.len() <= most_blocks);
@@ -419,6 +419,7 @@ mod tests {
             assert_eq!((block.at(), ops.len()), (place(n), 1 + n as usize * 7 % 13));
             assert!(block.checks_itself() == (n % 5 == 0) && n % 3 != 0);
             let known = cache.jump(place(n), MODE, 1);
+            assert!(cache.jump(place(n) + (1 << 40), MODE, 1).is_none() && cache.jump(place(n), MODE, 2).is_none());
             assert!(
                 known.is_none_or(|known| known.id == id && known.first == cache.blocks[id as usize].first)
             );
