@@ -9,7 +9,7 @@
 use crate::block::{MAX_CHECKED, MAX_OPS};
 use crate::core::{NO_PAGE, SoftCore};
 use crate::mmu::PHYSICAL_BITS;
-use crate::places::Places;
+use crate::places::{MOST_NUMBERS, Places};
 use crate::translate::Note;
 use alloc::boxed::Box;
 use alloc::vec;
@@ -62,6 +62,8 @@ pub struct Block {
 
 const NO_BLOCK: BlockId = u32::MAX;
 const _: () = assert!(size_of::<Block>() == 32 && MAX_OPS < u8::MAX as usize && PHYSICAL_BITS <= 48);
+const _: () = assert!(size_of::<Jump>() == 16 && MOST_NUMBERS <= 1 << Jump::ID_BITS);
+const _: () = assert!(sizes(1).1 <= MOST_NUMBERS && sizes(2).1 <= MOST_NUMBERS);
 
 impl Block {
     const LIVE: u8 = 1;
@@ -121,13 +123,35 @@ pub struct Found {
     first: u32,
 }
 
-/// How a linear address led to a block.
+/// How a linear address led to a block of some mode: four of them are in a cache line.
 #[derive(Clone, Copy)]
 struct Jump {
-    linear: u64,
-    mode: ModeKey,
+    /// The linear address, of which 48 bits say all, and the block.
+    way: u64,
     exec_id: u32,
-    found: Found,
+    first: u32,
+}
+
+impl Jump {
+    const ID_BITS: u32 = u16::BITS;
+
+    fn new(linear: u64, exec_id: u32, Found { id, first }: Found) -> Self {
+        Self { way: linear << Self::ID_BITS | u64::from(id), exec_id, first }
+    }
+    fn id(&self) -> BlockId {
+        self.way as u32 & ((1 << Self::ID_BITS) - 1)
+    }
+    /// Whether it is of `linear` as far as 48 bits say.
+    #[inline(always)]
+    fn is_of(&self, linear: u64) -> bool {
+        (self.way ^ linear << Self::ID_BITS) >> Self::ID_BITS == 0
+    }
+}
+
+/// Whether the lower 48 bits of a linear address say all.
+#[inline(always)]
+fn is_canonical(linear: u64) -> bool {
+    ((linear << 16) as i64 >> 16) as u64 == linear
 }
 
 /// See the module's header.
@@ -149,7 +173,7 @@ impl BlockCache {
     /// An empty cache of one of so many vCPUs.
     pub fn new(vcpus: usize) -> Self {
         let (most_ops, most_blocks) = sizes(vcpus);
-        let none = Jump { linear: 0, mode: ModeKey(0), exec_id: 0, found: Found { id: 0, first: 0 } };
+        let none = Jump { way: 0, exec_id: 0, first: 0 };
         Self {
             most_ops,
             most_blocks,
@@ -167,17 +191,18 @@ impl BlockCache {
         (linear ^ linear >> 13) as usize & (JUMPS - 1)
     }
 
-    /// The block that `linear` led to before, if that still holds.
+    /// The block that `linear` led to before, if that still holds; see [`BlockCache::is_current`].
     #[inline(always)]
-    pub fn jump(&self, linear: u64, mode: ModeKey, exec_id: u32) -> Option<Found> {
+    pub fn jump(&self, linear: u64, exec_id: u32) -> Option<Found> {
         let j = &self.jumps[Self::jump_slot(linear)];
-        (j.linear == linear && j.mode == mode && j.exec_id == exec_id && exec_id != 0).then_some(j.found)
+        let known = j.is_of(linear) && j.exec_id == exec_id && exec_id != 0 && is_canonical(linear);
+        known.then_some(Found { id: j.id(), first: j.first })
     }
 
     /// Where `linear` leads: to block `id`.
-    pub fn remember(&mut self, linear: u64, mode: ModeKey, exec_id: u32, id: BlockId) -> Found {
+    pub fn remember(&mut self, linear: u64, exec_id: u32, id: BlockId) -> Found {
         let found = Found { id, first: self.blocks[id as usize].first };
-        self.jumps[Self::jump_slot(linear)] = Jump { linear, mode, exec_id, found };
+        self.jumps[Self::jump_slot(linear)] = Jump::new(linear, exec_id, found);
         found
     }
 
@@ -216,12 +241,13 @@ impl BlockCache {
         self.by_place.find(place_hash(at, mode), same)
     }
 
-    /// Whether block `id` is what its bytes in RAM are now, as far as itself has to check that.
+    /// Whether block `id` is of `mode`, and what its bytes in RAM are now, as far as itself has to check that.
     #[inline(always)]
-    pub fn is_current(&self, id: BlockId, ram: &GuestRam) -> bool {
+    pub fn is_current(&self, id: BlockId, mode: ModeKey, ram: &GuestRam) -> bool {
+        let right = |b: &Block| b.is_live() && b.mode == mode;
         self.blocks
             .get(id as usize)
-            .is_some_and(|b| b.is_live() && (!b.checks_itself() || self.is_original(id, b, ram)))
+            .is_some_and(|b| right(b) && (!b.checks_itself() || self.is_original(id, b, ram)))
     }
 
     #[inline(never)]
@@ -277,7 +303,8 @@ impl BlockCache {
         let b = &mut self.blocks[id as usize];
         b.next_in_page = self.by_page.insert(b.page(), id).unwrap_or(NO_BLOCK);
         // There is none at its place.
-        self.by_place.insert(b.hash(), id, |_| false);
+        let blocks = &self.blocks;
+        self.by_place.insert(blocks[id as usize].hash(), id, |_| false, |id| blocks[id as usize].hash());
     }
 
     /// Drops what was run least since this was done last, half of all or more.
@@ -310,8 +337,11 @@ impl BlockCache {
         self.blocks.truncate(kept);
         (0..kept).for_each(|id| self.list(id as BlockId));
         for j in &mut self.jumps {
-            match renamed.get(j.found.id as usize).copied().flatten() {
-                Some(id) => j.found = Found { id, first: self.blocks[id as usize].first },
+            match renamed.get(j.id() as usize).copied().flatten() {
+                Some(id) => {
+                    let found = Found { id, first: self.blocks[id as usize].first };
+                    *j = Jump::new(j.way >> Jump::ID_BITS, j.exec_id, found);
+                }
                 None => j.exec_id = 0,
             }
         }
@@ -345,7 +375,8 @@ impl BlockCache {
     pub fn drop_block(&mut self, id: BlockId) {
         let Some(b) = self.blocks.get_mut(id as usize) else { return };
         b.state &= !Block::LIVE;
-        self.by_place.remove(b.hash(), id);
+        let (hash, blocks) = (b.hash(), &self.blocks);
+        self.by_place.remove(hash, id, |id| blocks[id as usize].hash());
     }
 
     /// Drops everything.
@@ -397,7 +428,7 @@ mod tests {
             let ops: Vec<_> =
                 ops(n).into_iter().map(|op| Op { at: (n * 7 % 4).min(3) as u16, ..op }).collect();
             let id = cache.insert(place(n), MODE, &ops, original);
-            _ = cache.remember(place(n), MODE, 1, id);
+            _ = cache.remember(place(n), 1, id);
             _ = cache.warm(id);
             if n % 3 == 0 {
                 cache.drop_block(id);
@@ -418,8 +449,9 @@ mod tests {
             let (block, ops) = cache.get(Found { id, first: cache.blocks[id as usize].first }).unwrap();
             assert_eq!((block.at(), ops.len()), (place(n), 1 + n as usize * 7 % 13));
             assert!(block.checks_itself() == (n % 5 == 0) && n % 3 != 0);
-            let known = cache.jump(place(n), MODE, 1);
-            assert!(cache.jump(place(n) + (1 << 40), MODE, 1).is_none() && cache.jump(place(n), MODE, 2).is_none());
+            let known = cache.jump(place(n), 1);
+            assert!(cache.jump(place(n), 2).is_none());
+            assert!([40, 48, 63].iter().all(|bit| cache.jump(place(n) | 1 << bit, 1).is_none()));
             assert!(
                 known.is_none_or(|known| known.id == id && known.first == cache.blocks[id as usize].first)
             );
@@ -429,7 +461,7 @@ mod tests {
         cache.drop_page(page);
         assert!((0..170).all(|n| cache.find(place(n), MODE).is_none()));
         cache.clear();
-        assert!(cache.by_page.is_empty() && cache.jump(place(99_999), MODE, 1).is_none());
+        assert!(cache.by_page.is_empty() && cache.jump(place(99_999), 1).is_none());
     }
 
     #[test]

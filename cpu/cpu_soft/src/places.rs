@@ -1,23 +1,26 @@
 //! A hash table of numbers: which block is at a place. Whoever has the blocks compares.
 //!
-//! A slot holds the hash beside the number, so that a place that is not in it costs one cache line, and one that is, the block's
-//! besides: where code is cold nothing else is near (ADR 6).
+//! A slot holds half of the hash beside the number, so that a place that is not in the table costs one cache line, and one that
+//! is, the block's besides: where code is cold nothing else is near (ADR 6). Slots are small for the same reason.
 
 use alloc::boxed::Box;
 use alloc::vec;
 
-/// Slots of an empty table.
+/// Slots of an empty table, and of the largest: then hashes have 16 bits besides.
 const LEAST: usize = 1024;
+const MOST: usize = 1 << 16;
+/// Numbers are less than this.
+pub const MOST_NUMBERS: usize = MOST / 8 * 7;
 
-/// A number and the hash of its place; [`EMPTY`] of none.
+/// A number, and the upper half of the hash of its place.
 #[derive(Clone, Copy)]
 struct Slot {
-    hash: u32,
-    id: u32,
+    half: u16,
+    id: u16,
 }
 
 /// The number that nobody has.
-const EMPTY: Slot = Slot { hash: 0, id: u32::MAX };
+const EMPTY: Slot = Slot { half: 0, id: u16::MAX };
 
 /// See the module's header.
 pub struct Places {
@@ -34,7 +37,7 @@ impl Places {
 
     /// Bytes of a table of so many.
     pub const fn bytes(numbers: usize) -> usize {
-        let slots = (numbers + numbers / 7 + 1).next_power_of_two();
+        let slots = (numbers * 8).div_ceil(7).next_power_of_two();
         if slots < LEAST { LEAST * size_of::<Slot>() } else { slots * size_of::<Slot>() }
     }
 
@@ -45,10 +48,10 @@ impl Places {
     /// The slot with a number of hash `hash` that is the `same`, or the empty one where it would be.
     #[inline]
     fn slot(&self, hash: u32, same: impl Fn(u32) -> bool) -> usize {
-        let mut at = hash as usize & self.mask();
+        let (mut at, half) = (hash as usize & self.mask(), (hash >> 16) as u16);
         loop {
             let slot = self.slots[at];
-            if slot.id == EMPTY.id || slot.hash == hash && same(slot.id) {
+            if slot.id == EMPTY.id || slot.half == half && same(slot.id.into()) {
                 return at;
             }
             at = (at + 1) & self.mask();
@@ -59,34 +62,35 @@ impl Places {
     #[inline]
     pub fn find(&self, hash: u32, same: impl Fn(u32) -> bool) -> Option<u32> {
         let id = self.slots[self.slot(hash, same)].id;
-        (id != EMPTY.id).then_some(id)
+        (id != EMPTY.id).then_some(id.into())
     }
 
-    /// Puts a number in, in place of the one that is the `same`. `id` is not `u32::MAX`.
-    pub fn insert(&mut self, hash: u32, id: u32, same: impl Fn(u32) -> bool) {
-        debug_assert_ne!(id, EMPTY.id);
+    /// Puts a number in, in place of the one that is the `same`; `hash_of` knows the hashes of those that are in. Panics if
+    /// `id` is not less than [`MOST_NUMBERS`].
+    pub fn insert(&mut self, hash: u32, id: u32, same: impl Fn(u32) -> bool, hash_of: impl Fn(u32) -> u32) {
+        assert!((id as usize) < MOST_NUMBERS, "number {id} in a table of places");
         let mut at = self.slot(hash, same);
         if self.slots[at].id == EMPTY.id {
             if (self.used + 1) * 8 > self.slots.len() * 7 {
-                self.grow();
+                self.grow(hash_of);
                 at = self.slot(hash, |_| false);
             }
             self.used += 1;
         }
-        self.slots[at] = Slot { hash, id };
+        self.slots[at] = Slot { half: (hash >> 16) as u16, id: id as u16 };
     }
 
-    fn grow(&mut self) {
+    fn grow(&mut self, hash_of: impl Fn(u32) -> u32) {
         let more = vec![EMPTY; self.slots.len() * 2].into_boxed_slice();
         let old = core::mem::replace(&mut self.slots, more);
         for slot in old.iter().filter(|slot| slot.id != EMPTY.id) {
-            let at = self.slot(slot.hash, |_| false);
+            let at = self.slot(hash_of(slot.id.into()), |_| false);
             self.slots[at] = *slot;
         }
     }
 
-    /// Takes the number `id` of hash `hash` out, if it is in it.
-    pub fn remove(&mut self, hash: u32, id: u32) {
+    /// Takes the number `id` of hash `hash` out, if it is in it. `hash_of`: see [`Places::insert`].
+    pub fn remove(&mut self, hash: u32, id: u32, hash_of: impl Fn(u32) -> u32) {
         let mut hole = self.slot(hash, |known| known == id);
         if self.slots[hole].id == EMPTY.id {
             return;
@@ -100,7 +104,7 @@ impl Places {
             if slot.id == EMPTY.id {
                 break;
             }
-            let home = slot.hash as usize & self.mask();
+            let home = hash_of(slot.id.into()) as usize & self.mask();
             let (way, back) = (at.wrapping_sub(home) & self.mask(), at.wrapping_sub(hole) & self.mask());
             if way >= back {
                 self.slots[hole] = slot;
@@ -136,21 +140,20 @@ mod tests {
         fn it_is_as_a_map(steps in prop::collection::vec((0u32..3, 0u32..6, 0u32..40), 1..4000)) {
             let mut places = Places::new();
             let mut map = BTreeMap::new();
-            let hash = |place: u32| (place * 7 % 23).wrapping_sub(9);
+            let hash = |place: u32| (place * 7 % 23).wrapping_sub(9) ^ (place % 3) << 16;
             let mut names: Vec<u32> = Vec::new();
             for (what, more, place) in steps {
                 let place = place + more * 1000;
-                let hash = hash(place);
                 match what {
                     0 | 1 => {
                         names.push(place);
                         let id = names.len() as u32 - 1;
-                        places.insert(hash, id, |id| names[id as usize] == place);
+                        places.insert(hash(place), id, |id| names[id as usize] == place, |id| hash(names[id as usize]));
                         map.insert(place, id);
                     }
                     _ => {
                         let known = map.remove(&place);
-                        places.remove(hash, known.unwrap_or(u32::MAX - 1));
+                        places.remove(hash(place), known.unwrap_or(u32::MAX), |id| hash(names[id as usize]));
                     }
                 }
             }
@@ -167,13 +170,15 @@ mod tests {
     #[test]
     fn it_grows_and_forgets() {
         let mut places = Places::new();
-        for n in 0..100_000u32 {
-            places.insert(n.wrapping_mul(0x9E37_79B9), n, |known| known == n);
-        }
-        assert_eq!(places.slots.len() * size_of::<Slot>(), Places::bytes(100_000));
-        let find = |places: &Places, n: u32| places.find(n.wrapping_mul(0x9E37_79B9), |known| known == n);
-        assert!((0..100_000).all(|n| find(&places, n) == Some(n)));
+        let hash = |n: u32| n.wrapping_mul(0x9E37_79B9);
+        let all = MOST_NUMBERS as u32;
+        (0..all).for_each(|n| places.insert(hash(n), n, |known| known == n, hash));
+        assert_eq!(places.slots.len() * size_of::<Slot>(), Places::bytes(MOST_NUMBERS));
+        let find = |places: &Places, n: u32| places.find(hash(n), |known| known == n);
+        assert!((0..all).all(|n| find(&places, n) == Some(n)));
+        (0..all).step_by(2).for_each(|n| places.remove(hash(n), n, hash));
+        assert!((0..all).all(|n| find(&places, n).is_none() == (n % 2 == 0)));
         places.clear();
-        assert!((0..100_000).all(|n| find(&places, n).is_none()));
+        assert!((0..all).all(|n| find(&places, n).is_none()));
     }
 }

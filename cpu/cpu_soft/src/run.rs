@@ -319,8 +319,8 @@ impl SoftVcpu {
             }
             let linear = self.linear_ip();
             let exec_id = self.core.tlb.exec_id(mode.cpl() == 3, linear);
-            let known = self.cache.jump(linear, mode, exec_id);
-            let found = match known.filter(|found| self.cache.is_current(found.id, &self.core.ram)) {
+            let known = self.cache.jump(linear, exec_id);
+            let found = match known.filter(|found| self.cache.is_current(found.id, mode, &self.core.ram)) {
                 Some(found) => found,
                 None => match self.find_block(linear) {
                     Ok(Some(found)) => found,
@@ -418,7 +418,7 @@ impl SoftVcpu {
             }
         };
         let known = self.cache.find(at, mode);
-        let current = known.filter(|id| self.cache.is_current(*id, &self.core.ram));
+        let current = known.filter(|id| self.cache.is_current(*id, mode, &self.core.ram));
         if let (Some(stale), None) = (known, current) {
             self.cache.drop_block(stale);
         }
@@ -430,7 +430,7 @@ impl SoftVcpu {
             },
         };
         let exec_id = self.core.tlb.claim_exec_id(index, linear);
-        Ok(Some(self.cache.remember(linear, mode, exec_id, id)))
+        Ok(Some(self.cache.remember(linear, exec_id, id)))
     }
 
     fn build_block(&mut self, at: u64, mode: ModeKey) -> Option<BlockId> {

@@ -3,6 +3,7 @@
 
 use crate::engine::{Block, ExitSite, Site};
 use crate::table::TABLE_BYTES;
+use cpu_soft::places::MOST_NUMBERS;
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -26,6 +27,7 @@ const EXITS: usize = 10 << 10;
 const BLOCKS: usize = 5 << 9;
 /// Most blocks.
 pub const MOST_BLOCKS: usize = MOST_CODE / MIB * BLOCKS;
+const _: () = assert!(MOST_BLOCKS <= MOST_NUMBERS);
 /// Bytes of a block in the hash tables of places and of pages: they are not full.
 const BLOCK_IN_TABLES: usize = 16;
 /// Bytes of what comes with a MiB of code, itself included.

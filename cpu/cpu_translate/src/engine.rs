@@ -269,7 +269,8 @@ impl Engine {
         self.blocks.push(block);
         let (blocks, name) = (&self.blocks, block.name());
         // What is translated anew takes the place of what was there.
-        self.by_place.insert(place_hash(&name), id, |known| blocks[known as usize].is(&name));
+        let hash = |id: u32| place_hash(&blocks[id as usize].name());
+        self.by_place.insert(place_hash(&name), id, |known| blocks[known as usize].is(&name), hash);
         self.by_page.entry(place.at >> 12).or_default().push(id);
         Some(id)
     }
@@ -368,7 +369,8 @@ impl Engine {
         let b = &mut self.blocks[id as usize];
         b.die();
         let (b, start) = (*b, self.memory.start());
-        self.by_place.remove(place_hash(&b.name()), id);
+        let blocks = &self.blocks;
+        self.by_place.remove(place_hash(&b.name()), id, |id| place_hash(&blocks[id as usize].name()));
         // Whoever still knows its entry comes out at the miss.
         self.lead(b.guarded(start), b.miss(start));
         let table = &mut self.contexts[usize::from(b.key & !CAREFUL)].table;
