@@ -140,6 +140,11 @@ impl FeatureSet {
     pub const fn has(self, feature: Feature) -> bool {
         self.0 & (1 << feature as u8) != 0
     }
+    /// Whether the feature of that number (`feature as u8`) is in it; there are none above 127.
+    #[inline]
+    pub const fn has_number(self, number: u8) -> bool {
+        number < 128 && self.0 & (1 << number) != 0
+    }
     /// Adds `feature`.
     pub fn insert(&mut self, feature: Feature) {
         self.0 |= 1 << feature as u8;
