@@ -49,7 +49,8 @@ pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
         exec::run_with(&root, "cargo", arguments, environment).map(|()| Outcome::Passed)
     });
     summary.step("no_std witness", || {
-        exec::run(&root.join("witness"), "cargo", &["build", "--release"]).map(|()| Outcome::Passed)
+        // Checked only: std's panic handler is noticed when crates are loaded, and bare metal's image links them.
+        exec::run(&root.join("witness"), "cargo", &["check"]).map(|()| Outcome::Passed)
     });
     summary.step("dependencies (cargo-deny)", || {
         if exec::find("cargo-deny").is_none() {
