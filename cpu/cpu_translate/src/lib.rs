@@ -3,8 +3,8 @@
 //! Plugs into `cpu_soft` (`cpu_soft::translate` is the seam, docs/adr/0006-translator.md the reasons). Whatever is
 //! not emitted inline is a call of the interpreter's handler, so that every instruction is covered.
 //!
-//! - `engine.rs`: translations of one vCPU, entry and exit; `engine/ways.rs`: from one to another. `runtime.rs`: what
-//!   emitted code calls.
+//! - `engine.rs`: translations of one vCPU, entry and exit; `engine/ways.rs`: from one to another, `engine/record.rs`: what is
+//!   kept of one. `runtime.rs`: what emitted code calls.
 //! - `code_memory.rs`: where the code lies; `budget.rs`: how much of it. `table.rs`: where indirect branches look. `thunks.rs`: the fixed pieces of code.
 //! - `block.rs`: a superblock from its bytes, `path.rs`: which way it takes. `plan.rs`: which instruction is emitted how; `liveness.rs`: flags.
 //! - `feedback.rs`: which blocks are hot, and what is learnt of them; `chain.rs`: accesses that wait for other loads.
