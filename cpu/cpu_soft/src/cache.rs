@@ -8,7 +8,7 @@
 
 use crate::block::{MAX_CHECKED, MAX_OPS};
 use crate::core::{NO_PAGE, SoftCore};
-use crate::mmu::PHYSICAL_BITS;
+use crate::mmu::{PHYSICAL_BITS, is_canonical};
 use crate::places::{MOST_NUMBERS, Places};
 use crate::translate::Note;
 use alloc::boxed::Box;
@@ -146,12 +146,6 @@ impl Jump {
     fn is_of(&self, linear: u64) -> bool {
         (self.way ^ linear << Self::ID_BITS) >> Self::ID_BITS == 0
     }
-}
-
-/// Whether the lower 48 bits of a linear address say all.
-#[inline(always)]
-fn is_canonical(linear: u64) -> bool {
-    ((linear << 16) as i64 >> 16) as u64 == linear
 }
 
 /// See the module's header.

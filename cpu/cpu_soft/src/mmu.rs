@@ -16,6 +16,12 @@ use x86_emulate::{Core, Fault, ModeKey};
 pub const PHYSICAL_BITS: u32 = 46;
 const PHYSICAL_MASK: u64 = (1 << PHYSICAL_BITS) - 1;
 
+/// Whether the lower 48 bits of a linear address say all.
+#[inline(always)]
+pub fn is_canonical(linear: u64) -> bool {
+    ((linear << 16) as i64 >> 16) as u64 == linear
+}
+
 /// Why memory is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -69,7 +75,7 @@ impl SoftCore {
     #[inline(never)]
     pub(crate) fn translate(&mut self, index: u8, linear: u64, access: Access) -> Result<Target, Fault> {
         let index = if index == ALIGNED_USER { 0 } else { index };
-        if self.cpu.mode.is_long() && ((linear << 16) as i64 >> 16) as u64 != linear {
+        if self.cpu.mode.is_long() && !is_canonical(linear) {
             let fault = self.raise(Exception::GeneralProtection, 0);
             if access != Access::Fetch {
                 // It may have to be #SS: see `stack_fault.rs`.

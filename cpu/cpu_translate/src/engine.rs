@@ -46,6 +46,7 @@ pub const FLAT_32: u32 = ModeKey::PROTECTED
     | ModeKey::FLAT_ES;
 /// What names a translation: linear address, offset in the RAM span, context (perhaps [`CAREFUL`]).
 pub type Key = (u64, u64, u8);
+
 /// An operation as a block calls it.
 pub struct Site {
     /// The operation.
@@ -317,7 +318,7 @@ impl Engine {
     /// Block `block` was left with the countdown run out.
     pub fn left(&mut self, block: u32, way: WayOut) {
         if self.feedback.samples(self.expired) {
-            let samples = self.blocks.get(block as usize).map_or(0, |b| b.samples.into());
+            let samples = self.blocks.get(block as usize).map_or(0, |b| b.samples());
             self.feedback.leaves(block, samples, way);
         }
     }
@@ -334,9 +335,7 @@ impl Engine {
         let Some(place) = core.known_place(core.linear_ip()) else { return false };
         let key = (place.linear, place.at, context);
         let Some(id) = self.find_key(&key) else { return false };
-        let b = &mut self.blocks[id as usize];
-        b.samples = b.samples.saturating_add(1);
-        let samples = b.samples.into();
+        let samples = self.blocks[id as usize].sample();
         self.exit = Exit::Branch;
         self.feedback.sampled(core, key, id, samples)
     }

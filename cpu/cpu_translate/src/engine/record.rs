@@ -20,8 +20,8 @@ pub struct Block {
     high: u16,
     /// Bytes from the guarded entry to where a failed guard leads.
     miss: u16,
-    /// Times that it came next when the countdown ran out.
-    pub samples: u16,
+    /// See [`Block::sample`].
+    samples: u16,
     /// See `Source::way`.
     pub way: u16,
     /// Context, perhaps [`CAREFUL`].
@@ -88,6 +88,16 @@ impl Block {
     pub fn die(&mut self) {
         self.flags &= !Self::LIVE;
     }
+    /// Counts that it came next when the countdown ran out; how often it did. Behind 65,535 the count goes on from 32,768: who
+    /// looks at it does so each so many samples, for ever.
+    pub fn sample(&mut self) -> u32 {
+        self.samples = self.samples.checked_add(1).unwrap_or(1 << 15);
+        self.samples()
+    }
+    /// Its samples.
+    pub fn samples(&self) -> u32 {
+        self.samples.into()
+    }
     /// It is for what a careful translation was asked for.
     pub fn is_careful(&self) -> bool {
         self.key & CAREFUL != 0
@@ -112,5 +122,24 @@ impl Block {
     /// A failed guard leads so many bytes behind the guarded entry. Panics if that is farther than any block is long.
     pub fn set_miss(&mut self, bytes: usize) {
         self.miss = u16::try_from(bytes).expect("a block of more than 64 KiB");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use x86_emulate::ModeKey;
+
+    /// Four billion instructions are a few seconds of a hot loop.
+    #[test]
+    fn samples_are_counted_for_ever() {
+        let place = Place { linear: 0x40_0000, at: 0x1000, mode: ModeKey(0), checks_itself: false };
+        let mut block = Block::new(&place, 0, 0);
+        let counts: Vec<u32> = (0..200_000).map(|_| block.sample()).collect();
+        assert!(counts.windows(16).all(|some| some.iter().any(|n| n.is_multiple_of(16))));
+        assert!(
+            counts[40_000..].iter().all(|n| *n >= 1 << 15)
+                && counts[..1 << 15].iter().copied().eq(1..=1 << 15)
+        );
     }
 }
