@@ -31,6 +31,16 @@ impl Summary {
         self.lines.push(RowReport { name: name.into(), outcome, took: start.elapsed() });
     }
 
+    /// Two rows of steps at the same time, whose programs keep one processor busy each; the lines of `second` come last.
+    pub fn side_by_side(&mut self, first: impl FnOnce(&mut Self), second: impl FnOnce(&mut Self) + Send) {
+        let mut others = Self::new(self.title.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| second(&mut others));
+            first(self);
+        });
+        self.lines.append(&mut others.lines);
+    }
+
     /// Adds what the guest trials reported.
     pub fn add(&mut self, prefix: &str, report: &Report) {
         let named =
@@ -136,6 +146,22 @@ pub fn seconds(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_side_by_side_are_all_told_in_order() {
+        let (to_first, from_second) = std::sync::mpsc::channel();
+        let mut summary = Summary::new("trial");
+        summary.side_by_side(
+            |first| first.step("first", || from_second.recv().map(|()| Outcome::Passed).map_err(Into::into)),
+            |second| {
+                second.step("second", || to_first.send(()).map(|()| Outcome::Passed).map_err(Into::into));
+                second.step("bad", || bail!("it broke"));
+            },
+        );
+        let names: Vec<&str> = summary.lines.iter().map(|line| line.name.as_str()).collect();
+        assert_eq!(names, ["first", "second", "bad"]);
+        assert_eq!(summary.failures().count(), 1);
+    }
 
     #[test]
     fn nothing_is_left_out() {

@@ -1,14 +1,17 @@
 //! Rows on Bochs's processors: Intel's VMX, an AMD with next RIPs and flushing by address space, and some that are refused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use guest_trials::Outcome;
 
-use super::bochs::{AMD, Bochs, INTEL, OLD_INTEL, PLAIN};
+use super::bochs::{self, AMD, Bochs, INTEL, OLD_INTEL, PLAIN};
+use super::bundle;
 use super::emulator::Ending;
-use super::rows::{self, exit_bench_bundle, expect};
+use super::rows::{self, GUEST, NO_GUEST, expect};
+use crate::summary::Summary;
+use crate::workspace;
 
 /// A boot takes this long (in seconds) only if it hangs: Bochs is slow, and slower on a busy machine.
 const PATIENCE: u64 = 1800;
@@ -28,7 +31,7 @@ const fn row(name: &'static str, run: fn(&Path) -> Result<Outcome>) -> Row {
     Row { name, run, with_guest: false, long: false }
 }
 
-pub const ROWS: &[Row] = &[
+const ROWS: &[Row] = &[
     row("metal: Bochs, processors that are refused", refused),
     row("metal: Bochs, VMX that firmware has locked is refused", locked),
     row("metal: Bochs, what exits cost on VMX", |efi| exits(efi, INTEL, VMX, COSTS_ON_VMX)),
@@ -45,6 +48,29 @@ pub const ROWS: &[Row] = &[
         ..row("metal: Bochs, Linux boots on VMX, 2 vCPUs", |efi| linux(efi, INTEL, VMX, 2))
     },
 ];
+
+/// The rows that `chosen` wants, one behind the other.
+pub fn steps(summary: &mut Summary, application: &Path, chosen: impl Fn(&Row) -> bool) {
+    for row in ROWS.iter().filter(|row| chosen(row)) {
+        if !bochs::missing().is_empty() {
+            let reason = format!("{} not installed: cargo xtask setup", bochs::missing().join(", "));
+            summary.not_run(row.name, &reason);
+        } else if row.with_guest && !bundle::is_ready(GUEST) {
+            summary.not_run(row.name, NO_GUEST);
+        } else {
+            summary.step(row.name, || (row.run)(application));
+        }
+    }
+}
+
+/// Where these rows' bundles are: those of QEMU's rows are made at the same time.
+fn bundle_path() -> Result<PathBuf> {
+    Ok(workspace::target_folder()?.join("metal/bochs.cpio"))
+}
+
+fn exit_bench_bundle() -> Result<PathBuf> {
+    rows::exit_bench_bundle(Some(&bundle_path()?))
+}
 
 /// What the image says of the processor's virtualization.
 const VMX: &str = "VMX: EPT with pages of 1 GiB, accessed and dirty bits true, VPID true";
@@ -105,7 +131,8 @@ fn exits(application: &Path, model: &str, engine: &str, costs: &[(&str, u64)]) -
 /// Debian's cloud kernel with busybox reaches its marker, computes, and switches itself off.
 fn linux(application: &Path, model: &str, engine: &str, cpus: u32) -> Result<Outcome> {
     let started = Instant::now();
-    let machine = Bochs { bundle: Some(rows::linux_bundle(cpus)?), ..Bochs::new(application, model) };
+    let machine =
+        Bochs { bundle: Some(rows::linux_bundle(cpus, &bundle_path()?)?), ..Bochs::new(application, model) };
     let (log, ending) = machine.run(PATIENCE)?;
     expect(&log, &[engine, "all VMs have ended"])?;
     rows::expect_linux(&log, cpus)?;

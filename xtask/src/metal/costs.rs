@@ -98,7 +98,7 @@ fn machine(boot: Boot, more: &[&str]) -> Result<Qemu> {
 }
 
 fn metal() -> Result<Measured> {
-    let bundle = Some(rows::exit_bench_bundle()?);
+    let bundle = Some(rows::exit_bench_bundle(None)?);
     let (log, _) = Qemu { bundle, ..machine(Boot::Pvh(build()?), &[])? }.run(LIMIT)?;
     let mut measured = costs(&log);
     measured.insert(FIRST.into(), number_behind(&log, "time-stamp counter: ")?);

@@ -26,7 +26,7 @@ pub fn devices(images: &Images, (device, name): (&str, &str)) -> Result<Outcome>
     more.extend(machine.more.clone());
     more.extend(spare_disk()?);
     let guests = [machine.guest()];
-    let bundle = Some(bundle_of(1, &guests)?);
+    let bundle = Some(bundle_of(1, &guests, None)?);
     let runs = |log: &str| log.contains(guest_catalog::INIT_MARKER);
     let steps = [Step { what: "the guest's init", until: &runs, keys: STRAY }];
     let (log, ending) = Qemu { bundle, counted: true, more, ..images.pvh()? }.talk(PATIENCE, &steps)?;

@@ -1,7 +1,7 @@
 //! The verdicts of `cargo xtask metal test`: what the image must say on its serial line, boot by boot.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -9,9 +9,7 @@ use guest_trials::{FileServer, Outcome, pattern, pattern_sum};
 
 use super::bundle::{self, BundleOptions};
 use super::emulator::{self, Boot, Ending, Qemu};
-use super::{
-    bochs, bochs_rows, build, build_efi, build_exit_bench, iommu, isolation, loadable, screen, state,
-};
+use super::{bochs_rows, build, build_efi, build_exit_bench, iommu, isolation, loadable, screen, state};
 use crate::summary::Summary;
 use crate::{exec, workspace};
 
@@ -25,6 +23,9 @@ const KIB: usize = 512;
 const OWN_MEMORY_KIB: u64 = 16 << 10;
 /// A boot takes this long (in seconds) only if it hangs: emulated virtualization on a busy machine is slow.
 pub const PATIENCE: u64 = 900;
+
+/// Why a row with Linux does not run.
+pub const NO_GUEST: &str = "its guest is not prepared: bedplate guest fetch cloud";
 
 /// A row: its name and what it does with the image and the UEFI application.
 type Row = (&'static str, fn(&Images) -> Result<Outcome>);
@@ -88,6 +89,16 @@ pub fn test(summary: &mut Summary, only: Option<&str>, long: bool) {
     let Some(images) = images else {
         return summary.not_run("metal: boots", "the image was not built");
     };
+    // Each emulator keeps one processor busy.
+    summary.side_by_side(
+        |summary| in_qemu(summary, &images, only),
+        |summary| {
+            bochs_rows::steps(summary, &images.efi, |row| (long || !row.long) && chosen(row.name, only))
+        },
+    );
+}
+
+fn in_qemu(summary: &mut Summary, images: &Images, only: Option<&str>) {
     let guest = bundle::is_ready(GUEST);
     let groups = [
         (BOOTS, false, false),
@@ -97,28 +108,21 @@ pub fn test(summary: &mut Summary, only: Option<&str>, long: bool) {
         (UEFI_GUESTS, true, true),
     ];
     for (rows, firmware, with_guest) in groups {
-        for (name, row) in rows.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
+        for (name, row) in rows.iter().filter(|(name, _)| chosen(name, only)) {
             if firmware && !emulator::has_ovmf() {
                 summary.not_run(name, "OVMF is not installed: cargo xtask setup");
             } else if with_guest && !guest {
-                summary.not_run(name, "its guest is not prepared: bedplate guest fetch cloud");
+                summary.not_run(name, NO_GUEST);
             } else {
-                summary.step(name, || row(&images));
+                summary.step(name, || row(images));
             }
         }
     }
-    let chosen =
-        |row: &&bochs_rows::Row| (long || !row.long) && only.is_none_or(|only| row.name.contains(only));
-    for row in bochs_rows::ROWS.iter().filter(chosen) {
-        if !bochs::missing().is_empty() {
-            let reason = format!("{} not installed: cargo xtask setup", bochs::missing().join(", "));
-            summary.not_run(row.name, &reason);
-        } else if row.with_guest && !guest {
-            summary.not_run(row.name, "its guest is not prepared: bedplate guest fetch cloud");
-        } else {
-            summary.step(row.name, || (row.run)(&images.efi));
-        }
-    }
+}
+
+/// Whether the row's name was asked for.
+fn chosen(name: &str, only: Option<&str>) -> bool {
+    only.is_none_or(|only| name.contains(only))
 }
 
 impl Images {
@@ -189,8 +193,8 @@ pub struct Guest {
     says: Vec<String>,
 }
 
-/// The bundle that runs these guests.
-pub fn bundle_of(cpus: u32, guests: &[Guest]) -> Result<PathBuf> {
+/// The bundle that runs these guests, at `output` or where bundles are.
+pub fn bundle_of(cpus: u32, guests: &[Guest], output: Option<&Path>) -> Result<PathBuf> {
     let words = |guest: &Guest| {
         format!("quiet {} bedplate.checksum={ROUNDS},{POOL_KIB} bedplate.poweroff", guest.verbs)
     };
@@ -203,7 +207,7 @@ pub fn bundle_of(cpus: u32, guests: &[Guest]) -> Result<PathBuf> {
         own_lines: guests.iter().map(|g| g.lines.iter().map(ToString::to_string).collect()).collect(),
         blank_mib: 8,
         cpu_model: "x86-64-v3,-vme".into(),
-        output: None,
+        output: output.map(Path::to_owned),
     };
     bundle::make(&options)
 }
@@ -212,7 +216,7 @@ pub fn bundle_of(cpus: u32, guests: &[Guest]) -> Result<PathBuf> {
 /// off. The serial log.
 fn boot(qemu: Qemu, cpus: u32, guests: &[Guest]) -> Result<String> {
     let started = Instant::now();
-    let bundle = Some(bundle_of(cpus, guests)?);
+    let bundle = Some(bundle_of(cpus, guests, None)?);
     // Firmware waits in loops, which take long where instructions are time.
     let counted = matches!(qemu.boot, Boot::Pvh(_));
     let (log, ending) = Qemu { bundle, counted, ..qemu }.run(PATIENCE)?;
@@ -249,8 +253,8 @@ fn linux(qemu: &Qemu, cpus: u32) -> Result<Outcome> {
 }
 
 /// The bundle with one guest without devices.
-pub fn linux_bundle(cpus: u32) -> Result<PathBuf> {
-    bundle_of(cpus, &[PLAIN])
+pub fn linux_bundle(cpus: u32, output: &Path) -> Result<PathBuf> {
+    bundle_of(cpus, &[PLAIN], Some(output))
 }
 
 /// Whether that guest did what it must.
@@ -389,17 +393,17 @@ const TOLERANCE: u64 = 10;
 
 /// The guest of our own says what its exits cost; QEMU counts instructions, so that it is the same on every host.
 fn exit_costs(images: &Images) -> Result<Outcome> {
-    let bundle = Some(exit_bench_bundle()?);
+    let bundle = Some(exit_bench_bundle(None)?);
     let (log, _) = Qemu { bundle, counted: true, ..images.pvh()? }.run(PATIENCE)?;
     compare_costs(&log, EXIT_COSTS)
 }
 
 /// The bundle with that guest.
-pub fn exit_bench_bundle() -> Result<PathBuf> {
+pub fn exit_bench_bundle(output: Option<&Path>) -> Result<PathBuf> {
     let spec = "[[vm]]\nmemory_mib = 64\ncpu_model = \"x86-64-v3,-vme\"\nkernel = \"bench\"\nappend = \"x87\"\ndisk = \"ram:blank.img\"\n";
     let bench = fs::read(build_exit_bench()?).context("cannot read the guest")?;
     let files = [("bench", loadable::loadable(&bench)?), (bundle::BLANK, vec![0; 1 << 20])];
-    bundle::write(spec, &files, None)
+    bundle::write(spec, &files, output)
 }
 
 /// Whether the guest says what was pinned, and that its x87 unit is its own.
