@@ -33,6 +33,9 @@ pub fn run(options: &TestOptions) -> Result<()> {
     summary.finish()
 }
 
+/// Folders of workspaces of their own, with a lock file each.
+const APART: [&str; 2] = ["fuzz", "witness"];
+
 /// Everything but the guests. `environment` is for the unit tests.
 pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
     let root = workspace::root();
@@ -47,6 +50,13 @@ pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
             &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]
         };
         exec::run_with(&root, "cargo", arguments, environment).map(|()| Outcome::Passed)
+    });
+    // Before anything that would bring them up to date.
+    summary.step("lock files", || {
+        for folder in APART {
+            exec::run(&root.join(folder), "cargo", &["fetch", "--locked"])?;
+        }
+        Ok(Outcome::Passed)
     });
     summary.step("no_std witness", || {
         // Checked only: std's panic handler is noticed when crates are loaded, and bare metal's image links them.
