@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all that must hold before a change is handed on, in under 25 minutes on two cores.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use guest_trials::{Outcome, Tier, Vmm};
 
@@ -54,7 +54,11 @@ pub fn code(summary: &mut Summary, environment: &[(&str, &str)]) {
     // Before anything that would bring them up to date.
     summary.step("lock files", || {
         for folder in APART {
-            exec::run(&root.join(folder), "cargo", &["fetch", "--locked"])?;
+            exec::run(&root.join(folder), "cargo", &["fetch", "--locked"]).with_context(|| {
+                format!(
+                    "where cargo cannot update {folder}/Cargo.lock: `cargo fetch` in {folder}, and commit it"
+                )
+            })?;
         }
         Ok(Outcome::Passed)
     });
