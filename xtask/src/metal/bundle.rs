@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use guest_catalog::Cache;
 use guest_catalog::cpio::CpioWriter;
 
+use crate::progress::Bars;
 use crate::workspace;
 
 /// Name of a kernel in a bundle.
@@ -52,22 +53,20 @@ pub struct BundleOptions {
 /// A file of a bundle: its name and what is in it.
 pub type NamedFile = (&'static str, Vec<u8>);
 
-/// Whether the guest is there; making it is `bedplate guest fetch`'s.
+/// Whether the guest is there.
 pub fn is_ready(guest: &str) -> bool {
-    prepared(guest).is_ok()
+    let ready = || -> Result<bool> { Ok(Cache::of_user()?.ready(guest_catalog::find(guest)?).is_some()) };
+    ready().unwrap_or(false)
 }
 
-fn prepared(guest: &str) -> Result<guest_catalog::Prepared> {
-    let known = guest_catalog::find(guest)?;
-    match Cache::of_user()?.ready(known) {
-        Some(prepared) => Ok(prepared),
-        None => bail!("the guest `{guest}` is not prepared: `bedplate guest fetch {guest}` does it"),
-    }
+/// The guest, prepared if it is not there.
+pub fn fetch(guest: &str) -> Result<guest_catalog::Prepared> {
+    Ok(Cache::of_user()?.fetch(guest_catalog::find(guest)?, &mut Bars::new())?)
 }
 
 /// Writes the bundle; where it is.
 pub fn make(options: &BundleOptions) -> Result<PathBuf> {
-    let guest = prepared(&options.guest)?;
+    let guest = fetch(&options.guest)?;
     let mut spec = String::new();
     for (index, words) in options.vm.iter().enumerate() {
         let append = format!("{} {words}", guest.append);
@@ -98,7 +97,7 @@ pub fn make(options: &BundleOptions) -> Result<PathBuf> {
 
 /// Kernel and initrd of a guest of the catalogue, as [`KERNEL`] and [`INITRD`], and what its kernel wants to be told.
 pub fn guest_files(guest: &str) -> Result<(String, Vec<NamedFile>)> {
-    let guest = prepared(guest)?;
+    let guest = fetch(guest)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut files = vec![(KERNEL, read(&guest.kernel)?)];
     if let Some(initrd) = &guest.initrd {

@@ -19,13 +19,15 @@ const ROUNDS: u32 = 4;
 const POOL_KIB: usize = 64;
 /// Disk and network move this much.
 const KIB: usize = 512;
+/// The VM that serves: an address that QEMU's DHCP server does not give away.
+const SERVER: &str = "10.0.2.101";
 /// The most that the hypervisor may take with two VMs, besides their RAM and disks.
 const OWN_MEMORY_KIB: u64 = 16 << 10;
 /// A boot takes this long (in seconds) only if it hangs: emulated virtualization on a busy machine is slow.
 pub const PATIENCE: u64 = 900;
 
 /// Why a row with Linux does not run.
-pub const NO_GUEST: &str = "its guest is not prepared: bedplate guest fetch cloud";
+pub const NO_GUEST: &str = "its guest could not be prepared";
 
 /// A row: its name and what it does with the image and the UEFI application.
 type Row = (&'static str, fn(&Images) -> Result<Outcome>);
@@ -89,6 +91,7 @@ pub fn test(summary: &mut Summary, only: Option<&str>, long: bool) {
     let Some(images) = images else {
         return summary.not_run("metal: boots", "the image was not built");
     };
+    summary.step("metal: guest", || bundle::fetch(GUEST).map(|_| Outcome::Passed));
     // Each emulator keeps one processor busy.
     summary.side_by_side(
         |summary| in_qemu(summary, &images, only),
@@ -282,19 +285,22 @@ fn all_worked(log: &str, processors: u32) -> Result<()> {
     Ok(())
 }
 
-/// The first serves a file to the second through the switch; both get their addresses from QEMU's DHCP server.
+/// The first serves a file to the second through the switch; both get addresses from QEMU's DHCP server. Each waits for
+/// the other: where instructions are time, QEMU may keep one processor waiting for as long as the other computes.
 fn two_vms(images: &Images, processors: u32) -> Result<Outcome> {
     let served = pattern_sum("bedplate-served", KIB);
     let (disk, net) = ("disk = \"ram:blank.img\"", "net = \"switch\"");
     let guests = [
         Guest {
-            verbs: format!("bedplate.net=serve,8080,{KIB} bedplate.checksum=30,1024"),
+            verbs: format!(
+                "bedplate.net=address,{SERVER}/24 bedplate.net=serve,8080,{KIB} bedplate.checksum=12,512 bedplate.net=listen,8081"
+            ),
             lines: vec![net],
-            says: vec![format!("BEDPLATE-NET serving {served}")],
+            says: vec![format!("BEDPLATE-NET serving {served}"), "BEDPLATE-NET called on port 8081".into()],
         },
         Guest {
             verbs: format!(
-                "bedplate.blk={KIB} bedplate.checksum=12,512 bedplate.net=fetch,http://10.0.2.15:8080/file"
+                "bedplate.blk={KIB} bedplate.net=reach,{SERVER},8080 bedplate.net=fetch,http://{SERVER}:8080/file bedplate.net=reach,{SERVER},8081"
             ),
             lines: vec![disk, net],
             says: vec![

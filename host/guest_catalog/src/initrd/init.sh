@@ -7,6 +7,9 @@
 #   bedplate.net=dhcp               brings eth0 up
 #   bedplate.net=fetch,URL          ... and fetches a file, prints its sum
 #   bedplate.net=serve,PORT,KIB     ... and serves a file of that size, prints its sum
+#   bedplate.net=address,A.B.C.D/N  ... and gives it one more address
+#   bedplate.net=reach,A.B.C.D,PORT ... and waits until a program there takes a connection
+#   bedplate.net=listen,PORT        ... and waits for a connection
 #   bedplate.busy=disk[,KIB[,DEVICE]] or net,URL   the same in the background, until the last checksum round
 #   bedplate.selftests              runs Linux' own x86 tests, if they are inside
 #   bedplate.poweroff | bedplate.reboot | bedplate.panic

@@ -27,6 +27,8 @@ pub(crate) const WANTED_MODULES: &[&str] = &[
 const INIT: &str = include_str!("init.sh");
 const VERBS: &str = include_str!("verbs.sh");
 const DHCP: &str = include_str!("dhcp.sh");
+/// All scripts inside.
+pub(crate) const SCRIPTS: [&str; 3] = [INIT, VERBS, DHCP];
 
 /// A further program or library.
 #[derive(Debug)]

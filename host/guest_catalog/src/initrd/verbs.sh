@@ -79,9 +79,31 @@ with_gateway() {
     echo "$1" | sed "s/GATEWAY/$(ip route | sed -n 's/^default via \([0-9.]*\).*/\1/p')/"
 }
 
+# reach ADDRESS PORT: waits until a program there takes a connection.
+reach() {
+    tries=0
+    until nc -w 5 "$1" "$2" < /dev/null > /dev/null 2>&1; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 300 ] || { echo "BEDPLATE-NET failed: nobody at $1 port $2"; return; }
+        sleep 1
+    done
+    echo "BEDPLATE-NET reached $1 port $2"
+}
+
 net() {
     net_up || return
     case "$1" in
+        address,*)
+            ip addr add "${1#address,}" dev eth0 || echo "BEDPLATE-NET failed: address ${1#address,}"
+            ;;
+        listen,*)
+            if timeout 600 nc -l -p "${1#listen,}" < /dev/null > /dev/null; then
+                echo "BEDPLATE-NET called on port ${1#listen,}"
+            else
+                echo "BEDPLATE-NET failed: nobody called on port ${1#listen,}"
+            fi
+            ;;
+        reach,*) reach "$(field 2 "$1")" "$(field 3 "$1")" ;;
         dhcp) echo "BEDPLATE-NET address $(ip -4 addr show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')" ;;
         fetch,*)
             if wget -q -O /tmp/fetched "$(with_gateway "${1#fetch,}")"; then

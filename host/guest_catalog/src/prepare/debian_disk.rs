@@ -55,6 +55,8 @@ rm -f "$1/etc/resolv.conf"
 "#;
 
 const SCRIPT: &str = include_str!("debian_disk.sh");
+/// All that says what is on a disk.
+pub(super) const SCRIPTS: [&str; 4] = [PACKAGES, BEFORE, AFTER, SCRIPT];
 const BLOCK: u64 = 4096;
 /// Fixed, so that equal packages give equal archives (2026-01-01).
 const SOURCE_DATE_EPOCH: &str = "1767225600";

@@ -8,9 +8,12 @@ mod wheel;
 
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::catalog::{Guest, Recipe};
 use crate::error::CatalogError;
 use crate::fetch::apt::Apt;
+use crate::initrd;
 use crate::manifest::Manifest;
 use crate::progress::Progress;
 
@@ -23,16 +26,23 @@ pub(crate) struct Place<'a> {
     pub(crate) apt: &'a Apt,
 }
 
-/// Identifies the recipe that made a guest. A number is raised when its recipe makes something else than before,
-/// so that older caches are prepared again.
+/// Identifies the recipe that made a guest: caches of another one are prepared again.
 pub(crate) fn recipe_stamp(guest: &Guest) -> String {
-    let (kind, revision) = match guest.recipe {
-        Recipe::DebianKernel { .. } => ("debian-kernel", 4),
-        Recipe::Selftests { .. } => ("selftests", 3),
-        Recipe::DebianDisk { .. } => ("debian-disk", 2),
-        Recipe::Wheel { .. } => ("wheel", 1),
-    };
-    format!("{kind} {revision}")
+    let initrd = initrd::SCRIPTS.concat();
+    // A number is raised when the recipe's program makes something else than before.
+    match guest.recipe {
+        Recipe::DebianKernel { .. } => stamp("debian-kernel 4", &initrd),
+        Recipe::Selftests { .. } => stamp("selftests 3", &(initrd + selftests::SCRIPT)),
+        Recipe::DebianDisk { .. } => stamp("debian-disk 2", &debian_disk::SCRIPTS.concat()),
+        Recipe::Wheel { .. } => stamp("wheel 1", ""),
+    }
+}
+
+/// A recipe's name and revision, and the scripts that go into its guest.
+fn stamp(recipe: &str, scripts: &str) -> String {
+    let digest = Sha256::digest(scripts);
+    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{recipe} {short}")
 }
 
 /// Fills `place.staged`, the manifest included.
@@ -109,4 +119,16 @@ fn file_starting(folder: &Path, prefix: &str, package: &str) -> Result<std::path
         .collect();
     found.sort();
     found.pop().ok_or_else(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_script_makes_another_recipe() {
+        let guest = crate::find("cloud").unwrap();
+        assert_eq!(recipe_stamp(guest), stamp("debian-kernel 4", &initrd::SCRIPTS.concat()));
+        assert_ne!(stamp("debian-kernel 4", "echo 1"), stamp("debian-kernel 4", "echo 2"));
+    }
 }

@@ -23,7 +23,7 @@ const LIBRARIES: &[&str] = &[
     "libc6-dev-i386",
     "lib32gcc-12-dev",
 ];
-const SCRIPT: &str = include_str!("selftests.sh");
+pub(super) const SCRIPT: &str = include_str!("selftests.sh");
 
 /// What the programs load when they start: (path in the packages, path in the initrd).
 const RUN_32: &[(&str, &str)] = &[
