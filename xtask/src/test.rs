@@ -25,6 +25,8 @@ pub fn run(options: &TestOptions) -> Result<()> {
     if options.no_guests {
         summary.not_run("guest trials", "left out by --no-guests");
     } else {
+        // Before the rows that use it, so that their times are their own.
+        summary.step("build bedplate", || workspace::bedplate("release").map(|_| Outcome::Passed));
         metal::test(&mut summary, None, false);
         let names = INTERPRETED_ROWS.map(Some);
         guests(&mut summary, "soft", &[None], (Tier::Test, seed));
@@ -83,14 +85,9 @@ const INTERPRETED_ROWS: [&str; 3] =
 
 /// The guest trials up to a tier on one engine: those whose names contain one of `names`; `None`: all.
 pub fn guests(summary: &mut Summary, engine: &str, names: &[Option<&str>], (tier, seed): (Tier, u64)) {
-    let mut binary = None;
-    summary.step("build bedplate", || {
-        binary = Some(workspace::bedplate("release")?);
-        Ok(Outcome::Passed)
-    });
-    let Some(binary) = binary else {
-        summary.not_run("guest trials", "bedplate was not built");
-        return;
+    let binary = match workspace::bedplate("release") {
+        Ok(binary) => binary,
+        Err(error) => return summary.step("build bedplate", || Err(error)),
     };
     let vmm = Vmm::Bedplate { binary, more: trials::engine(engine) };
     let prefix = format!("{engine}/");
