@@ -21,7 +21,7 @@ pub const BLANK: &str = "blank.img";
 
 #[derive(Debug, Clone, Args)]
 pub struct BundleOptions {
-    /// Guest of the catalogue (`bedplate guest fetch NAME` prepares it).
+    /// Guest of the catalogue, prepared if it is not there.
     #[arg(long, default_value = "cloud")]
     pub guest: String,
     /// Words for each VM's kernel command line; given once for each VM.

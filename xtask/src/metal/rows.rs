@@ -300,7 +300,7 @@ fn two_vms(images: &Images, processors: u32) -> Result<Outcome> {
         },
         Guest {
             verbs: format!(
-                "bedplate.blk={KIB} bedplate.net=reach,{SERVER},8080 bedplate.net=fetch,http://{SERVER}:8080/file bedplate.net=reach,{SERVER},8081"
+                "bedplate.blk={KIB} bedplate.net=reach,{SERVER},8080 bedplate.net=fetch,http://{SERVER}:8080/file bedplate.checksum=12,512 bedplate.net=reach,{SERVER},8081"
             ),
             lines: vec![disk, net],
             says: vec![

@@ -14,7 +14,7 @@ use crate::catalog::{Guest, Recipe};
 use crate::error::CatalogError;
 use crate::fetch::apt::Apt;
 use crate::initrd;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, hex};
 use crate::progress::Progress;
 
 /// Where a recipe works.
@@ -40,9 +40,7 @@ pub(crate) fn recipe_stamp(guest: &Guest) -> String {
 
 /// A recipe's name and revision, and the scripts that go into its guest.
 fn stamp(recipe: &str, scripts: &str) -> String {
-    let digest = Sha256::digest(scripts);
-    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{recipe} {short}")
+    format!("{recipe} {}", hex(&Sha256::digest(scripts)))
 }
 
 /// Fills `place.staged`, the manifest included.
